@@ -1,0 +1,49 @@
+# Every target sets up what it needs in .venv; a machine with Python 3.11 is enough.
+#
+#   make demo     the whole way on the shipped model: export, verify, segment; pictures and a report in demo-out
+#   make test     the tests that need no GPU
+#   make check    linter, formatter, types, imports
+#   make bench    latency and memory of the shipped model, next to PyTorch; written to bench-out
+#   make clean    remove all of it
+#
+# PYTHON picks the interpreter; PIP_ARGS is handed to pip. Without an NVIDIA GPU, a smaller PyTorch comes with
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3.11
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check bench venv clean
+
+demo: venv
+	$(BIN)/samrt demo -o demo-out
+
+test: venv
+	$(BIN)/python -m pytest
+
+check: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: venv
+	rm -rf bench-out
+	$(BIN)/samrt export nano -o bench-out/nano
+	$(BIN)/samrt bench bench-out/nano --against pytorch -o bench-out/report.md
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[cpu,export,bench,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out bench-out build dist *.egg-info \
+		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find engines runtime export tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,408 @@
+"""SAM 2 and 2.1 (facebookresearch/sam2, Apache-2.0) and the shipped ``nano``.
+
+Graphs, for the official sizes (S = 1024, C = 256); B images, P prompts, N points:
+
+| graph          | inputs                                                              | outputs                                        |
+|----------------|---------------------------------------------------------------------|------------------------------------------------|
+| image_encoder  | image (B, S, S, 3) float32 0..255                                   | image_embed (B, C, S/16, S/16)                 |
+|                |                                                                     | high_res_feats_0 (B, C/8, S/4, S/4)            |
+|                |                                                                     | high_res_feats_1 (B, C/4, S/8, S/8)            |
+| prompt_encoder | point_coords (P, N, 2) input pixels, point_labels (P, N) int32,     | sparse_embeddings (P, N, C)                    |
+|                | mask_input (P, 1, S/4, S/4), has_mask_input (P,)                    | dense_embeddings (P, C, S/16, S/16)            |
+| mask_decoder   | the encoder's outputs for one image or P, the prompt encoder's two  | low_res_masks (P, 4, S/4, S/4),                |
+|                |                                                                     | iou_predictions (P, 4), object_score_logits    |
+|                |                                                                     | (P, 1), mask_tokens (P, 4, C)                  |
+
+``image`` is float32 and not uint8 because the official predictor resizes in float: rounding would change the values.
+``image_embed`` already holds ``no_mem_embed`` (what a single image uses); the memory graphs subtract it again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from samrt_engines.tensors import TensorSpec
+from torch import Tensor, nn
+
+from samrt_export.blocks.fpn import FpnNeck
+from samrt_export.blocks.hiera import Hiera, HieraConfig
+from samrt_export.blocks.layers import MLP
+from samrt_export.blocks.mask_decoder import MaskDecoder
+from samrt_export.blocks.memory import MemoryAttention, MemoryEncoder
+from samrt_export.blocks.prompt_encoder import PromptEncoder
+from samrt_export.randomize import randomize_live
+from samrt_export.registry import Family, Feeds, GraphSpec
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+NUM_MASKMEM = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Sam2Config:
+    """The numbers in which variants differ; the defaults are what the eight official ones share."""
+
+    trunk: HieraConfig
+    pointer_positions: bool
+    """2.1: temporal positions of object pointers are projected, and absent objects have a spatial embedding."""
+    image_size: int = 1024
+    d_model: int = 256
+    memory_dim: int = 64
+    memory_layers: int = 4
+    mlp_dim: int = 2048
+    iou_hidden_dim: int = 256
+    top_down_levels: tuple[int, ...] = (2, 3)
+    hub_id: str | None = None
+    checkpoint: Path | None = None
+
+    @property
+    def embed_size(self) -> int:
+        """Side of the image embedding."""
+        return self.image_size // 16
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-res logits and of a mask prompt."""
+        return self.image_size // 4
+
+
+TRUNKS = {
+    "tiny": HieraConfig(96, 1, (1, 2, 7, 2), (5, 7, 9), (7, 7)),
+    "small": HieraConfig(96, 1, (1, 2, 11, 2), (7, 10, 13), (7, 7)),
+    "base-plus": HieraConfig(112, 2, (2, 3, 16, 3), (12, 16, 20), (14, 14)),
+    "large": HieraConfig(144, 2, (2, 6, 36, 4), (23, 33, 43), (7, 7), (8, 4, 16, 8)),
+}
+NANO = Sam2Config(
+    trunk=HieraConfig(32, 1, (1, 2, 5, 1), (4, 7), (8, 8), (8, 4, 8, 4)),
+    pointer_positions=True,
+    image_size=256,
+    d_model=128,
+    memory_dim=64,
+    memory_layers=2,
+    mlp_dim=512,
+    iou_hidden_dim=128,
+    top_down_levels=(0, 1, 2, 3),
+    checkpoint=Path(__file__).parent.parent / "nano" / "nano.safetensors",
+)
+CONFIGS = {
+    f"{version}-hiera-{size}": Sam2Config(trunk, version == "sam2.1", hub_id=f"facebook/{version}-hiera-{size}")
+    for version in ("sam2.1", "sam2")
+    for size, trunk in TRUNKS.items()
+} | {"nano": NANO}
+
+
+class ImageEncoder(nn.Module):
+    """Trunk and neck; the coarsest level only feeds the one above it and is dropped."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        self.trunk = Hiera(config.trunk)
+        self.neck = FpnNeck(config.d_model, config.trunk.channels, config.top_down_levels)
+
+    def forward(self, image: Tensor, position: Tensor | None = None) -> list[Tensor]:
+        """image: (B, 3, S, S) normalised -> (B, C, S/4, S/4), (B, C, S/8, S/8), (B, C, S/16, S/16)."""
+        return self.neck(self.trunk(image, position))[:-1]  # type: ignore[no-any-return]
+
+
+class Sam2(nn.Module):
+    """The whole model under the official parameter names."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        dim, memory_dim = config.d_model, config.memory_dim
+        self.config = config
+        self.image_encoder = ImageEncoder(config)
+        self.sam_prompt_encoder = PromptEncoder(dim, (config.embed_size,) * 2, (config.image_size,) * 2)
+        self.sam_mask_decoder = MaskDecoder(dim, config.mlp_dim, config.iou_hidden_dim)
+        self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, dim))
+        # What follows serves video only.
+        self.memory_attention = MemoryAttention(dim, memory_dim, config.mlp_dim, config.memory_layers)
+        self.memory_encoder = MemoryEncoder(dim, memory_dim)
+        self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
+        self.maskmem_tpos_enc = nn.Parameter(torch.zeros(NUM_MASKMEM, 1, 1, memory_dim))
+        self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, dim))
+        self.no_obj_ptr = nn.Parameter(torch.zeros(1, dim))
+        self.obj_ptr_proj = MLP(dim, dim, dim, 3)
+        if config.pointer_positions:
+            self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, memory_dim))
+            self.obj_ptr_tpos_proj = nn.Linear(dim, memory_dim)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """image: (B, S, S, 3) float 0..255 -> (B, 3, S, S) as the trunk takes it."""
+        mean, std = image.new_tensor(MEAN) * 255, image.new_tensor(STD) * 255
+        return ((image - mean) / std).permute(0, 3, 1, 2)
+
+    def encode(self, image: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """image: (B, S, S, 3) float 0..255 -> image_embed, high_res_feats_0, high_res_feats_1."""
+        fine, middle, coarse = self.image_encoder(self.normalize(image), position)
+        decoder = self.sam_mask_decoder
+        return coarse + self.no_mem_embed.reshape(1, -1, 1, 1), decoder.conv_s0(fine), decoder.conv_s1(middle)
+
+
+class ImageEncoderGraph(nn.Module):
+    """``image_encoder`` with the position embedding baked in (TensorRT has no cubic resize)."""
+
+    position: Tensor
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.model = model
+        side = model.config.image_size // 4
+        self.register_buffer("position", model.image_encoder.trunk.position_embedding((side, side)).detach())
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See the table at the top of this file."""
+        return self.model.encode(image, self.position)
+
+
+class PromptEncoderGraph(nn.Module):
+    """``prompt_encoder``."""
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.encoder = model.sam_prompt_encoder
+
+    def forward(
+        self, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor, has_mask_input: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See the table at the top of this file."""
+        sparse = self.encoder.embed_points(point_coords, point_labels)
+        return sparse, self.encoder.embed_masks(mask_input, has_mask_input)
+
+
+class MaskDecoderGraph(nn.Module):
+    """``mask_decoder`` with the image's position encoding baked in."""
+
+    position: Tensor
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.decoder = model.sam_mask_decoder
+        self.register_buffer("position", model.sam_prompt_encoder.dense_position().detach())
+
+    def forward(
+        self, image_embed: Tensor, high_res_feats_0: Tensor, high_res_feats_1: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the table at the top of this file."""
+        image = image_embed + dense
+        masks, iou, object_score, tokens = self.decoder(
+            image, self.position, sparse, (high_res_feats_0, high_res_feats_1)
+        )
+        return masks, iou, object_score, tokens
+
+
+def build(model: str) -> Sam2:
+    """The module of a model name."""
+    return Sam2(CONFIGS[model])
+
+
+def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
+    """The three image graphs of a loaded model."""
+    assert isinstance(module, Sam2)
+    config = CONFIGS[model]
+    size, dim, embed, mask = config.image_size, config.d_model, config.embed_size, config.mask_size
+    features = tuple(
+        TensorSpec(name, "float32", ("images", *shape))
+        for name, shape in (
+            ("image_embed", (dim, embed, embed)),
+            ("high_res_feats_0", (dim // 8, mask, mask)),
+            ("high_res_feats_1", (dim // 4, mask // 2, mask // 2)),
+        )
+    )
+    embeddings = (
+        TensorSpec("sparse_embeddings", "float32", ("prompts", "points", dim)),
+        TensorSpec("dense_embeddings", "float32", ("prompts", dim, embed, embed)),
+    )
+    prompts = (
+        TensorSpec("point_coords", "float32", ("prompts", "points", 2)),
+        TensorSpec("point_labels", "int32", ("prompts", "points")),
+        TensorSpec("mask_input", "float32", ("prompts", 1, mask, mask)),
+        TensorSpec("has_mask_input", "float32", ("prompts",)),
+    )
+    outputs = (
+        TensorSpec("low_res_masks", "float32", ("prompts", 4, mask, mask)),
+        TensorSpec("iou_predictions", "float32", ("prompts", 4)),
+        TensorSpec("object_score_logits", "float32", ("prompts", 1)),
+        TensorSpec("mask_tokens", "float32", ("prompts", 4, dim)),
+    )
+    image = (TensorSpec("image", "float32", ("images", size, size, 3)),)
+    encoder, prompt_encoder = ImageEncoderGraph(module).eval(), PromptEncoderGraph(module).eval()
+
+    def sample_image(sizes: Mapping[str, int], seed: int) -> Feeds:
+        return {"image": _sample_image(sizes["images"], size, seed)}
+
+    def sample_prompts(sizes: Mapping[str, int], seed: int) -> Feeds:
+        return _sample_prompts(sizes["prompts"], sizes["points"], size, mask, seed)
+
+    def sample_decoder(sizes: Mapping[str, int], seed: int) -> Feeds:
+        with torch.inference_mode():
+            maps = encoder(torch.from_numpy(_sample_image(sizes["images"], size, seed)))
+            prompt_feeds = sample_prompts(sizes, seed)
+            tokens = prompt_encoder(*(torch.from_numpy(value) for value in prompt_feeds.values()))
+        names = [spec.name for spec in (*features, *embeddings)]
+        return {name: tensor.numpy() for name, tensor in zip(names, (*maps, *tokens), strict=True)}
+
+    prompt_profiles = {"prompts": (1, 1, 64), "points": (0, 2, 65)}
+    return (
+        GraphSpec("image_encoder", encoder, image, features, {"images": (1, 1, 8)}, sample_image),
+        GraphSpec("prompt_encoder", prompt_encoder, prompts, embeddings, prompt_profiles, sample_prompts),
+        GraphSpec(
+            "mask_decoder",
+            MaskDecoderGraph(module).eval(),
+            features + embeddings,
+            outputs,
+            prompt_profiles | {"images": (1, 1, 64)},
+            sample_decoder,
+            broadcast=frozenset({"images"}),
+        ),
+    )
+
+
+def _sample_image(batch: int, size: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Smooth colour fields plus noise: something a convolution reacts to, unlike white noise alone."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (batch, 8, 8, 3)).repeat(size // 8, 1).repeat(size // 8, 2)
+    return np.clip(coarse + rng.normal(0, 20, (batch, size, size, 3)), 0, 255).astype(np.float32)
+
+
+def _sample_prompts(prompts: int, points: int, size: int, mask_size: int, seed: int) -> Feeds:
+    """Points with every label in turn, a mask prompt on every other prompt."""
+    rng = np.random.default_rng(seed)
+    mask = rng.normal(0, 6, (prompts, 1, mask_size // 8, mask_size // 8)).repeat(8, 2).repeat(8, 3)
+    return {
+        "point_coords": rng.uniform(0, size, (prompts, points, 2)).astype(np.float32),
+        "point_labels": ((np.arange(prompts * points) + seed) % 5 - 1).reshape(prompts, points).astype(np.int32),
+        "mask_input": mask.astype(np.float32),
+        "has_mask_input": (np.arange(prompts) % 2 == seed % 2).astype(np.float32),
+    }
+
+
+def numbers(model: str) -> dict[str, Any]:
+    """The manifest's numbers. Stability constants: ``build_sam2`` with its default postprocessing."""
+    config = CONFIGS[model]
+    return {
+        "image": {
+            "size_hw": [config.image_size] * 2,
+            "mean": list(MEAN),
+            "std": list(STD),
+            "resize": "stretch",
+            "antialias": True,
+            "value_range": [0, 255],
+        },
+        "prompts": {
+            "labels": {"negative": 0, "positive": 1, "box_top_left": 2, "box_bottom_right": 3, "padding": -1},
+            "padding_point": "always",
+            "max_points": 64,
+            "mask_size_hw": [config.mask_size] * 2,
+        },
+        "masks": {
+            "threshold": 0.0,
+            "logits_clamp": 32.0,
+            "size_hw": [config.mask_size] * 2,
+            "single": [0],
+            "multi": [1, 2, 3],
+            "stability": {"delta": 0.05, "threshold": 0.98},
+        },
+    }
+
+
+# Hugging Face (transformers ``Sam2VideoModel``) name -> official name, applied in this order.
+HF_RENAMES: tuple[tuple[str, str], ...] = (
+    (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
+    (r"^vision_encoder\.neck\.convs\.(\d+)\.", r"image_encoder.neck.convs.\1.conv."),
+    (r"patch_embed\.projection", "patch_embed.proj"),
+    (r"^prompt_encoder\.shared_embedding\.positional_embedding", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (r"mask_embed\.conv1", "mask_downscaling.0"),
+    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
+    (r"mask_embed\.conv2", "mask_downscaling.3"),
+    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
+    (r"mask_embed\.conv3", "mask_downscaling.6"),
+    (r"upscale_conv1", "output_upscaling.0"),
+    (r"upscale_layer_norm", "output_upscaling.1"),
+    (r"upscale_conv2", "output_upscaling.3"),
+    (r"^(prompt_encoder|mask_decoder)\.", r"sam_\1."),
+    (r"^no_memory_embedding", "no_mem_embed"),
+    (r"^no_memory_positional_encoding", "no_mem_pos_enc"),
+    (r"^memory_temporal_positional_encoding", "maskmem_tpos_enc"),
+    (r"^no_object_pointer", "no_obj_ptr"),
+    (r"^occlusion_spatial_embedding_parameter", "no_obj_embed_spatial"),
+    (r"^object_pointer_proj\.", "obj_ptr_proj."),
+    (r"^temporal_positional_encoding_projection_layer\.", "obj_ptr_tpos_proj."),
+    (r"^memory_encoder\.feature_projection", "memory_encoder.pix_feat_proj"),
+    (r"^memory_encoder\.projection", "memory_encoder.out_proj"),
+    (r"^memory_encoder\.memory_fuser\.", "memory_encoder.fuser."),
+    (r"depthwise_conv", "dwconv"),
+    (r"pointwise_conv", "pwconv"),
+    (r"(fuser\.layers\.\d+)\.scale$", r"\1.gamma"),
+    (r"(fuser\.layers\.\d+)\.layer_norm\.", r"\1.norm."),
+    (r"^memory_attention\.layer_norm\.", "memory_attention.norm."),
+    (r"layer_norm_final_attn", "norm_final_attn"),
+    (r"\.layer_norm(\d)", r".norm\1"),
+    (r"\.o_proj\.", ".out_proj."),
+)
+_DOWNSAMPLER = re.compile(r"^memory_encoder\.mask_downsampler\.(?:layers\.(\d+)\.(conv|layer_norm)|final_conv)\.")
+_MLP = re.compile(r"^(.*(?:mlp|hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|obj_ptr_proj))\.(proj_in|proj_out|layers\.0)\.")
+
+
+def official_from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face layout (``Sam2VideoModel``, as on the hub) -> official layout."""
+    official: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key == "shared_image_embedding.positional_embedding":
+            continue  # a second copy of the prompt encoder's matrix
+        name = key
+        for pattern, replacement in HF_RENAMES:
+            name = re.sub(pattern, replacement, name)
+        name = _DOWNSAMPLER.sub(_official_downsampler, name)
+        name = _MLP.sub(_official_mlp, name)
+        if name == "sam_prompt_encoder.point_embed.weight":  # one table of four rows -> four tables of one
+            official |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": row[None] for i, row in enumerate(value)}
+        else:
+            official[name] = value
+    return official
+
+
+def _official_downsampler(match: re.Match[str]) -> str:
+    """``layers.i.conv`` / ``layers.i.layer_norm`` / ``final_conv`` -> the index in the official Sequential."""
+    layer, kind = match.groups()
+    index = 12 if layer is None else 3 * int(layer) + (kind == "layer_norm")
+    return f"memory_encoder.mask_downsampler.encoder.{index}."
+
+
+def _official_mlp(match: re.Match[str]) -> str:
+    """``proj_in``, ``layers.0``, ``proj_out`` -> ``layers.0``, ``.1``, ``.2``; two-layer MLPs have no ``layers.0`` in between."""
+    head, part = match.groups()
+    two_layers = head.endswith(".mlp")
+    index = {"proj_in": 0, "layers.0": 1, "proj_out": 1 if two_layers else 2}[part]
+    return f"{head}.layers.{index}."
+
+
+def abilities(model: str) -> tuple[str, ...]:
+    """What the exported graphs can do."""
+    return ("points", "boxes", "masks", "multimask")
+
+
+def licence(model: str) -> tuple[str, str]:
+    """All of SAM 2 is Apache-2.0; nano was trained by this project on pictures it drew itself."""
+    return "Apache-2.0", ""
+
+
+FAMILY = Family(
+    name="sam2",
+    models=tuple(CONFIGS),
+    build=build,
+    graphs=graphs,
+    numbers=numbers,
+    abilities=abilities,
+    official_from_hf=official_from_hf,
+    randomize=randomize_live,
+    licence=licence,
+    hub_id=lambda model: CONFIGS[model].hub_id,
+    shipped_checkpoint=lambda model: CONFIGS[model].checkpoint,
+)
