@@ -1,7 +1,8 @@
 """Bilinear resizing of planes, and the threshold of a resized plane without computing most of it.
 
 The grid is torch's ``F.interpolate(mode="bilinear", align_corners=False)``: half-pixel centres, edges repeated, no
-antialiasing. Every output pixel lies in one *cell* of the source grid, the square between four neighbouring samples, and is
+antialiasing. Every output pixel lies in one *cell* of the source grid, the square between four neighbouring samples,
+and is
 
     top = a + (b - a) * wx,   bottom = c + (d - c) * wx,   pixel = top + (bottom - top) * wy
 
@@ -125,7 +126,7 @@ def _plan(planes: Float32Array, hw: tuple[int, int], crop_hw: tuple[int, int] | 
 def _classify_cells(planes: Float32Array, threshold: float) -> tuple[BoolArray, BoolArray]:
     """Return which cells are surely above the threshold throughout, and which may hold both answers; bool (M, h, w)."""
     peak = max(float(planes.max()), -float(planes.min()))
-    margin = _ROUNDING * (peak + abs(threshold))  # NaN or infinite samples make every cell mixed
+    margin = _ROUNDING * (peak + abs(threshold))  # NaN or infinity makes all cells mixed: computed densely
     sides = (planes > np.float32(threshold + margin)).view(np.uint8)
     sides |= (planes < np.float32(threshold - margin)).view(np.uint8) << 1  # 1 surely above, 2 surely not, 0 unclear
     # Each sample together with its right, lower and lower right neighbour; the last row and column have none.

@@ -1,9 +1,10 @@
 """Opening a bundle from a folder nobody vouches for.
 
-A bundle is bound together by the SHA-256 sums in its manifest. Every file is checked before any backend sees it: the path
-stays inside the folder, nothing on the way is a link, the file is a regular one with a single name (some loaders follow
-hard links to files outside), its size and its sum are the manifest's. The sum is taken of the very bytes that are handed
-on, so there is no moment between check and use. There is no switch to skip any of this; hashing runs at over 1 GB/s.
+A bundle is bound together by the SHA-256 sums in its manifest. Every file is checked before any backend sees it: the
+path stays inside the folder, nothing on the way is a link, the file is a regular one with a single name (some loaders
+follow hard links to files outside), its size and its sum are the manifest's. The sum is taken of the very bytes that
+are handed on, so there is no moment between check and use. There is no switch to skip any of this; hashing runs at over
+1 GB/s.
 
 The folder itself may be reached through a link: which folder to open is the caller's choice.
 """
@@ -16,9 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from samrt.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    FileRecord,
+    Form,
+    Manifest,
+    check_inner_path,
+    read_manifest,
+)
 from samrt_engines.errors import BundleError, ChecksumError, ManifestError, UnsafePathError
-
-from samrt.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileRecord, Form, Manifest, check_inner_path, read_manifest
 
 MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf's limit: a larger ONNX file cannot be handed on as bytes
 _CHUNK_BYTES = 1 << 20

@@ -1,8 +1,8 @@
 """Connected components of binary masks, 8-connected, many masks at once, in numpy.
 
 A mask is cut into *runs* (stretches of True in one row). Runs that touch in neighbouring rows are joined; joining is
-min-label hooking with pointer jumping (Shiloach and Vishkin, "An O(log n) parallel connectivity algorithm", 1982), whole
-arrays at a time, so the cost follows the number of runs, not the number of pixels.
+min-label hooking with pointer jumping (Shiloach and Vishkin, "An O(log n) parallel connectivity algorithm", 1982),
+whole arrays at a time, so the cost follows the number of runs, not the number of pixels.
 """
 
 from dataclasses import dataclass
@@ -42,9 +42,11 @@ def label_components(mask: BoolArray) -> tuple[NDArray[np.int32], IndexArray]:
     returns: labels int32, the mask's shape: 0 outside, 1.. counted on through all masks in reading order of each
         component's first pixel; areas intp (components + 1,) in pixels, with the number of False pixels at 0
     """
+    if mask.size == 0:
+        return np.zeros(mask.shape, np.int32), np.zeros(1, np.intp)
     height, width = mask.shape[-2:]
     # Masks are laid below each other with an empty row between, so that none touches the next.
-    stacked = np.zeros((int(np.prod(mask.shape[:-2])), height + 1, width), np.bool_)
+    stacked = np.zeros((mask.size // (height * width), height + 1, width), np.bool_)
     stacked[:, :height] = mask.reshape(-1, height, width)
     runs = find_runs(stacked.reshape(-1, width))
     root = _join(len(runs.row), *_touching(runs, width))

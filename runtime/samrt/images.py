@@ -4,7 +4,8 @@ What a file may be, and what becomes of it:
 
 - JPEG, PNG, WebP, BMP or TIFF, recognised by content, never by name; of several frames the first
 - turned upright as its EXIF orientation says
-- grey and palette become RGB; alpha is dropped, not composited (as ``PIL.Image.convert("RGB")`` does); CMYK is converted
+- grey and palette become RGB; alpha is dropped, not composited (as ``PIL.Image.convert("RGB")`` does); CMYK is
+  converted
 - 16 bits a channel are scaled to 8 by dropping the lower byte
 - at most 50 million pixels and 16,384 a side, read from the header: a bomb is refused before anything is decoded
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
 from samrt_engines.errors import ImageError
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def read_image(
     """
     import PIL.Image
 
-    name = "the picture" if isinstance(source, bytes) or hasattr(source, "read") else str(os.fspath(source))  # type: ignore[arg-type]
+    name = str(os.fspath(source)) if isinstance(source, str | os.PathLike) else "the picture"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of bombs and odd EXIF; the caps below are stricter
@@ -60,7 +62,7 @@ def read_image(
         raise ImageError(f"cannot read {name}", got=error.strerror, expected="a picture file") from None
     except MemoryError:
         raise ImageError(f"cannot read {name}", got="out of memory", fix="lower max_pixels") from None
-    except Exception as error:  # decoders meet damaged files with a dozen exception types: OSError, SyntaxError, struct.error
+    except Exception as error:  # on damaged files decoders raise OSError, SyntaxError, struct.error, and more
         raise ImageError(
             f"cannot read {name}", got=f"a damaged file: {error}", expected="a whole picture", fix="save it again"
         ) from None
@@ -97,21 +99,24 @@ _EXPECTED = "an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of uint
 
 
 def _to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint8:
         return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return (array >> 8).astype(np.uint8)
+        scaled: NDArray[np.uint8] = (array >> 8).astype(np.uint8)
+        return scaled
     if array.dtype.kind != "f":
         fix = "image.astype(numpy.uint8) for values 0..255" if array.dtype.kind in "iu" else None
         raise ImageError("a picture of this type is not understood", got=_described(array), expected=_EXPECTED, fix=fix)
     low, high = float(array.min()), float(array.max())
     if not (low >= 0.0 and high <= 1.0):
         got = "NaN among the values" if np.isnan(low) or np.isnan(high) else f"values from {low:g} to {high:g}"
-        fix = "image.astype(numpy.uint8), where these are 0..255" if low >= 0 and high <= 255 else "numpy.clip(image, 0, 1)"
+        is_255 = low >= 0 and high <= 255
+        fix = "image.astype(numpy.uint8), where these are 0..255" if is_255 else "numpy.clip(image, 0, 1)"
         raise ImageError("a float picture must lie in 0..1", got=got, expected="values from 0 to 1", fix=fix)
-    return np.rint(array.astype(np.float32) * np.float32(255)).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.rint(array.astype(np.float32) * np.float32(255)).astype(np.uint8)
+    return rounded
 
 
 def _described(array: NDArray[Any]) -> str:
@@ -135,7 +140,7 @@ def _opened(source: str | os.PathLike[str] | bytes | BinaryIO, name: str) -> Any
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if "\0" in str(path):
-            raise ImageError("cannot read the picture", got=f"the path {ascii(str(path))}", expected="a picture file")
+            raise ImageError("cannot read the picture", got=f"the path {str(path)!a}", expected="a picture file")
         if path.is_file() and path.stat().st_size == 0:
             raise ImageError(f"cannot read {name}", got="an empty file", expected="a picture")
         if path.exists() and not path.is_file() and not path.is_dir():

@@ -1,7 +1,7 @@
 """The manifest of a bundle: everything the runtime knows about a model, as frozen dataclasses.
 
-`parse_manifest` turns the JSON of ``manifest.json`` into a `Manifest` and checks every value on the way; nothing after it
-has to. Keys it does not know are let through where a later writer may add information (the top level, source, forms,
+`parse_manifest` turns the JSON of ``manifest.json`` into a `Manifest` and checks every value on the way; nothing after
+it has to. Keys it does not know are let through where a later writer may add information (the top level, source, forms,
 numbers) and refused where an unread key would change what the file means (tensors, profiles, files).
 """
 
@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from samrt.schema import Cursor, parse_json
 from samrt_engines.errors import ManifestError, UnsafePathError
 from samrt_engines.tensors import DTYPES, TensorSpec
-
-from samrt.schema import Cursor, parse_json
 
 FORMAT = "samrt-bundle"
 VERSION = 1
@@ -186,7 +185,7 @@ def _source(cursor: Cursor) -> Source:
     checkpoint, licence = cursor.key("checkpoint"), cursor.key("licence")
     sha256, seed, opset = checkpoint.key("sha256"), checkpoint.key("seed"), cursor.key("opset")
     known = ("model", "checkpoint", "licence", "samrt", "opset")
-    versions = {key: cursor.key(key).value for key in cursor.keys() if key not in known}
+    versions = {key: child.value for key, child in cursor.children().items() if key not in known}
     return Source(
         model=cursor.key("model").text(r"[\w.+-]{1,100}"),
         checkpoint_kind=checkpoint.key("kind").text(r"[\w-]{1,50}"),

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from samrt_export.families.sam2 import Sam2, build
 from samrt_export.nano.scenes import SIZE, Frame, scene_from_seed
 
-STEPS, WARMUP, DECAY = 12_000, 300, 3_500
+STEPS, WARMUP, DECAY = 8_000, 300, 2_500
 """Optimiser steps: all of them; of which the first rise, the last fall to zero."""
 WORKERS, PICTURES, PROMPTS = 4, 2, 5
 """Worker processes, pictures per worker and step, prompts per picture."""
@@ -35,11 +35,23 @@ POOL = 6_000
 LEARNING_RATE, WEIGHT_DECAY, EMA = 1e-3, 0.02, 0.998
 LOW, MID = 64, 128
 """Sides at which masks meet the truth: for the losses (the model's low-res logits), and for the IoU the head must predict."""
-KINDS, KIND_SHARES = ("click", "box", "both", "mask"), (0.5, 0.33, 0.07, 0.1)
-CORRECTION_SHARES = (0.45, 0.25, 0.15, 0.05, 0.1)
-"""Share of the steps that make 0, 1, 2, 3 and 4 corrective clicks after the first prompt."""
-CORRECTIONS_FROM = 1_000
-"""Step from which clicks are corrected: before, there is nothing worth correcting."""
+KINDS = ("click", "box", "both", "mask")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Shares of the steps that begin with each of KINDS, and that then make 0, 1, 2, 3 and 4 corrective clicks."""
+
+    first_step: int
+    kinds: tuple[float, ...]
+    corrections: tuple[float, ...]
+
+
+PHASES = (
+    Phase(0, (0.5, 0.33, 0.07, 0.1), (1, 0, 0, 0, 0)),  # nothing worth correcting yet
+    Phase(1_000, (0.5, 0.33, 0.07, 0.1), (0.45, 0.25, 0.15, 0.05, 0.1)),
+    Phase(5_000, (0.35, 0.45, 0.08, 0.12), (0.45, 0.25, 0.12, 0.08, 0.1)),  # clicks were good by then, boxes lagged
+)
 ABSENT_SHARE = 0.08
 """Share of the clicks that hit the background: the object score must say so."""
 
@@ -176,8 +188,9 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Encode the pictures once, then prompt, correct, and learn from every round. Returns figures to print."""
         plan = np.random.default_rng((0, self.step))  # the same for every worker
-        kind = str(plan.choice(KINDS, p=KIND_SHARES))
-        rounds = 1 + int(plan.choice(len(CORRECTION_SHARES), p=CORRECTION_SHARES)) * (self.step >= CORRECTIONS_FROM)
+        phase = [phase for phase in PHASES if phase.first_step <= self.step][-1]
+        kind = str(plan.choice(KINDS, p=phase.kinds))
+        rounds = 1 + int(plan.choice(len(phase.corrections), p=phase.corrections))
         rng = np.random.default_rng((1 + self.rank, self.step))
         image, targets = sample_batch(self.pool, rng, ABSENT_SHARE if kind == "click" else 0.0)
         features, instance_loss = self._encode(image, targets, rng)

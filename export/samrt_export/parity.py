@@ -1,0 +1,122 @@
+"""Is a graph the module it was made from? Measured on live inputs, with dead outputs refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from samrt_engines.executor import Executor
+
+from samrt_export.registry import Feeds, GraphSpec
+
+TOLERANCE = {"fp32": 1e-5}
+"""Largest relative error (L2) per output, by precision."""
+ALIVE = 1e-3
+"""Smallest relative change of an output between two inputs; a hundred tolerances."""
+SEEDS = (0, 1)
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One output of one graph at one set of sizes, against PyTorch in fp32; the worse of two input sets.
+
+    alive: how much the output changes between the two input sets, relative (L2). cosine: of the flattened outputs.
+    """
+
+    graph: str
+    form: str
+    output: str
+    sizes: dict[str, int]
+    max_abs: float
+    relative_l2: float
+    cosine: float
+    alive: float
+    tolerance: float
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the output varies with the input."""
+        return self.alive >= ALIVE
+
+    @property
+    def ok(self) -> bool:
+        """Within tolerance, and alive."""
+        return self.is_alive and self.relative_l2 <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the verdict."""
+        return asdict(self) | {"ok": self.ok}
+
+
+def size_sets(spec: GraphSpec) -> tuple[dict[str, int], ...]:
+    """Two sets of symbol sizes: the profile's usual ones, and odd ones nobody traced with."""
+    usual = {symbol: opt for symbol, (_, opt, _) in spec.profiles.items()}
+    odd = {symbol: min(3 + index * 2, most) for index, (symbol, (_, _, most)) in enumerate(spec.profiles.items())}
+    if spec.broadcast:
+        usual |= dict.fromkeys(spec.broadcast, 1)
+        odd |= dict.fromkeys(spec.broadcast, odd["prompts"])
+    return usual, odd
+
+
+def measure_parity(spec: GraphSpec, executor: Executor, form: str) -> Iterator[ParityRow]:
+    """Run graph and module on two input sets at each of two sets of sizes."""
+    for sizes in size_sets(spec):
+        feeds = [spec.sample(sizes, seed) for seed in SEEDS]
+        ours = [executor.run(feed) for feed in feeds]
+        theirs = [run_module(spec, feed) for feed in feeds]
+        for output in (out.name for out in spec.outputs):
+            errors = [_errors(a[output], b[output]) for a, b in zip(ours, theirs, strict=True)]
+            yield ParityRow(
+                graph=spec.name,
+                form=form,
+                output=output,
+                sizes=sizes,
+                max_abs=max(e[0] for e in errors),
+                relative_l2=max(e[1] for e in errors),
+                cosine=min(e[2] for e in errors),
+                alive=_relative_l2(theirs[0][output], theirs[1][output]),
+                tolerance=TOLERANCE[form],
+            )
+
+
+def run_module(spec: GraphSpec, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """The PyTorch module on a graph's feeds."""
+    with torch.inference_mode():
+        outputs = spec.module(*(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs))
+    return {tensor.name: value.numpy() for tensor, value in zip(spec.outputs, outputs, strict=True)}
+
+
+def summary(rows: list[ParityRow]) -> dict[str, dict[str, float]]:
+    """The manifest's entry: the worst figures per output."""
+    worst: dict[str, dict[str, float]] = {}
+    for row in rows:
+        entry = worst.setdefault(row.output, {"max_abs": 0.0, "relative_l2": 0.0, "cosine": 1.0})
+        entry["max_abs"] = max(entry["max_abs"], row.max_abs)
+        entry["relative_l2"] = max(entry["relative_l2"], row.relative_l2)
+        entry["cosine"] = min(entry["cosine"], row.cosine)
+    return worst
+
+
+def _errors(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
+    """Max abs difference, relative L2 error, cosine. A shape or a NaN that differs counts as infinitely wrong."""
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf"), float("inf"), -1.0
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(np.abs(x - y).max(initial=0.0)), _relative_l2(a, b), min(1.0, float(x @ y) / norm) if norm else 1.0
+
+
+def _relative_l2(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """|a - b| / |b|."""
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(np.linalg.norm(x - y) / max(float(np.linalg.norm(y)), 1e-30))
+
+
+def failures(rows: Mapping[str, list[ParityRow]] | list[ParityRow]) -> list[ParityRow]:
+    """The rows that miss."""
+    flat = [row for part in rows.values() for row in part] if isinstance(rows, Mapping) else rows
+    return [row for row in flat if not row.ok]

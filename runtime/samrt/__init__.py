@@ -1,0 +1,71 @@
+"""Segment-Anything models at run time, without PyTorch.
+
+    import samrt
+
+    model = samrt.load("bundles/sam2.1-tiny")
+    features = model.encode(samrt.read_image("picture.jpg"))
+    result = model.decode(features, samrt.Prompts(points=[[500, 375]], labels=[1])).best()
+    result.masks  # bool (P, C, H, W), original pixels
+
+Importing it loads numpy and nothing heavier; engines and Pillow are imported where they are used.
+"""
+
+from samrt.draw import grid, overlay
+from samrt.features import Features
+from samrt.images import as_rgb_uint8, read_image
+from samrt.model import Model, load
+from samrt.predictor import ImagePredictor
+from samrt.prompts import Prompts
+from samrt.result import Result
+from samrt_engines.errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    ChecksumError,
+    DeadOutputError,
+    ExportError,
+    HubError,
+    ImageError,
+    InputError,
+    ManifestError,
+    MissingExtraError,
+    ParityError,
+    PromptError,
+    ProviderError,
+    SamrtError,
+    TensorError,
+    UnsafePathError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CheckpointError",
+    "ChecksumError",
+    "DeadOutputError",
+    "ExportError",
+    "Features",
+    "HubError",
+    "ImageError",
+    "ImagePredictor",
+    "InputError",
+    "ManifestError",
+    "MissingExtraError",
+    "Model",
+    "ParityError",
+    "PromptError",
+    "Prompts",
+    "ProviderError",
+    "Result",
+    "SamrtError",
+    "TensorError",
+    "UnsafePathError",
+    "__version__",
+    "as_rgb_uint8",
+    "grid",
+    "load",
+    "overlay",
+    "read_image",
+]

@@ -1,0 +1,52 @@
+"""What the image encoder makes of pictures: computed once, used for any number of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from samrt_engines.errors import ImageError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """The features of B pictures, from `Model.encode`. Immutable, may be shared between threads, pickled and cached.
+
+    A picture at 1024 x 1024 in SAM 2 takes 16 MiB (see `nbytes`): 4 for image_embed, 8 and 4 for the two finer maps.
+    They live as long as this object, whatever becomes of the model.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    """By the encoder's output names; the first axis is the picture. Read-only arrays."""
+    image_hw: tuple[tuple[int, int], ...]
+    """Height and width of each picture, in original pixels."""
+    model_digest: str
+    """Which bundle made them; another one refuses them."""
+    provider: str
+    """What the encoder really ran on: "CPUExecutionProvider"."""
+    precision: str
+    """The precision of the encoder graph that ran: "fp32"."""
+
+    def __len__(self) -> int:
+        """The number of pictures, B."""
+        return len(self.image_hw)
+
+    def __getitem__(self, index: int) -> Features:
+        """The features of one picture (B = 1); no copy. Raises ImageError for a picture that is not there."""
+        if not -len(self) <= index < len(self):
+            raise ImageError("no such picture", got=f"index {index}", expected=f"0 to {len(self) - 1}")
+        index %= len(self)
+        part = slice(index, index + 1)
+        tensors = {name: tensor[part] for name, tensor in self.tensors.items()}
+        return Features(tensors, self.image_hw[part], self.model_digest, self.provider, self.precision)
+
+    def __iter__(self) -> Iterator[Features]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the tensors take, in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -1,0 +1,108 @@
+"""What the graphs of a bundle must have in common for a model prompted on pictures, and which stored form to load.
+
+    image_encoder    a picture                       -> image tensors
+    prompt_encoder   points, labels, mask            -> embeddings
+    mask_decoder     image tensors and embeddings    -> candidate masks, their scores, maybe an object score
+
+The names of image tensors and embeddings are free: the decoder takes what the other two make.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from samrt.manifest import Form, Graph, Manifest
+from samrt_engines.backends import CUDA_PROVIDER, available_backends, cuda_device_count
+from samrt_engines.errors import BackendError, ManifestError
+from samrt_engines.tensors import TensorSpec
+
+GRAPHS = IMAGE_ENCODER, PROMPT_ENCODER, MASK_DECODER = ("image_encoder", "prompt_encoder", "mask_decoder")
+
+MASKS, SCORES, OBJECT_SCORES = "low_res_masks", "iou_predictions", "object_score_logits"
+_NO_LIMIT = 1 << 30
+
+
+def check_graphs(manifest: Manifest) -> None:
+    """Check that the graphs fit each other and the manifest's numbers. Raises ManifestError."""
+    missing = [name for name in GRAPHS if name not in manifest.graphs]
+    if missing:
+        _refuse("graphs", f"no {', '.join(missing)} among {', '.join(manifest.graphs)}", ", ".join(GRAPHS))
+    encoder, prompter, decoder = (manifest.graphs[name] for name in GRAPHS)
+    numbers = manifest.numbers
+    picture = encoder.inputs[0].name
+    _check(IMAGE_ENCODER, encoder.inputs, picture, ("float32", "uint8"), (None, *numbers.image.size_hw, 3))
+    if len(encoder.inputs) != 1:
+        _refuse("graphs.image_encoder.inputs", f"{len(encoder.inputs)} tensors", "one tensor")
+    mask_shape = (None, 1, *numbers.prompts.mask_size_hw)
+    _check(PROMPT_ENCODER, prompter.inputs, "point_coords", ("float32",), (None, None, 2))
+    _check(PROMPT_ENCODER, prompter.inputs, "point_labels", ("int32",), (None, None))
+    _check(PROMPT_ENCODER, prompter.inputs, "mask_input", ("float32",), mask_shape)
+    _check(PROMPT_ENCODER, prompter.inputs, "has_mask_input", ("float32",), (None,))
+    if len(prompter.inputs) != 4:
+        _refuse("graphs.prompt_encoder.inputs", ", ".join(spec.name for spec in prompter.inputs), "the four above")
+    made = {spec.name for spec in (*encoder.outputs, *prompter.outputs)}
+    for spec in decoder.inputs:
+        if spec.name not in made:
+            _refuse("graphs.mask_decoder.inputs", spec.name, f"outputs of the encoders: {', '.join(sorted(made))}")
+    tokens = 1 + max(*numbers.masks.single, *numbers.masks.multi)
+    masks = _check(MASK_DECODER, decoder.outputs, MASKS, ("float32",), (None, None, *numbers.masks.size_hw))
+    scores = _check(MASK_DECODER, decoder.outputs, SCORES, ("float32",), (None, None))
+    if not isinstance(masks.shape[1], int) or masks.shape[1] != scores.shape[1] or masks.shape[1] < tokens:
+        _refuse("graphs.mask_decoder.outputs", f"{masks} and {scores}", f"the same {tokens} or more candidates in both")
+    if any(spec.name == OBJECT_SCORES for spec in decoder.outputs):
+        _check(MASK_DECODER, decoder.outputs, OBJECT_SCORES, ("float32",), (None, 1))
+
+
+def choose_form(graph: Graph, name: str, backend: str, device: str) -> Form:
+    """Choose the form to load for a backend and device: the first that is made for it, or for any.
+
+    Raises BackendError when there is none.
+    """
+    target = _target(backend, device) if any(form.targets for form in graph.forms) else backend
+    for form in graph.forms:
+        if not form.targets or target in form.targets:
+            return form
+    known = sorted({target for form in graph.forms for target in form.targets})
+    raise BackendError(
+        f"{name}: the bundle has no form of this graph for {target}",
+        got=f"forms for {', '.join(known)}",
+        expected=target,
+        fix="choose backend and device to match, or export the model for this target",
+    )
+
+
+def largest(graph: Graph, tensor: str, axis: int) -> int:
+    """The largest size of an axis of an input: its fixed size, its profile's maximum, or practically no limit."""
+    size = next(spec.shape[axis] for spec in graph.inputs if spec.name == tensor)
+    if isinstance(size, int):
+        return size
+    return graph.profiles[size].max if size in graph.profiles else _NO_LIMIT
+
+
+def _target(backend: str, device: str) -> str:
+    """What a graph will run on, as manifests name targets: "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt"."""
+    if backend == "tensorrt":
+        return backend
+    if device == "auto":
+        offered = {provider for known in available_backends() for provider in known.providers}
+        device = "cuda" if CUDA_PROVIDER in offered and cuda_device_count() > 0 else "cpu"
+    return f"onnxruntime-{device.partition(':')[0]}"
+
+
+def _check(
+    graph: str, specs: tuple[TensorSpec, ...], name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...]
+) -> TensorSpec:
+    """Check one tensor; None in the shape stands for any size or symbol. Returns its spec."""
+    wanted = f"'{name}': {' or '.join(dtypes)} ({', '.join('any' if size is None else str(size) for size in shape)})"
+    for spec in specs:
+        if spec.name != name:
+            continue
+        sizes = tuple(None if wish is None else size for size, wish in zip(spec.shape, shape, strict=False))
+        if spec.dtype not in dtypes or len(spec.shape) != len(shape) or sizes != shape:
+            _refuse(f"graphs.{graph}", str(spec), wanted)
+        return spec
+    _refuse(f"graphs.{graph}", ", ".join(spec.name for spec in specs), wanted)
+
+
+def _refuse(place: str, got: str, expected: str) -> NoReturn:
+    raise ManifestError(f"manifest.json: {place}", got=got, expected=expected, fix="samrt export, once more")

@@ -1,0 +1,266 @@
+"""A bundle, loaded: pictures to features, features and prompts to masks. No hidden state."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samrt.bundle import Bundle, open_bundle
+from samrt.features import Features
+from samrt.graphs import (
+    GRAPHS,
+    IMAGE_ENCODER,
+    MASK_DECODER,
+    MASKS,
+    OBJECT_SCORES,
+    PROMPT_ENCODER,
+    SCORES,
+    check_graphs,
+    choose_form,
+    largest,
+)
+from samrt.images import Image, as_rgb_uint8
+from samrt.manifest import Form, Manifest
+from samrt.masks import Candidates, choose_candidates, clean_masks
+from samrt.prompts import Prompts, to_tensors
+from samrt.result import Result
+from samrt.transforms import Frame, image_to_input
+from samrt_engines.errors import ImageError, PromptError
+from samrt_engines.executor import Executor, open_executor
+
+_OBJECT_ASSUMED = 10.0  # what upstream takes for models without an object score: present
+
+
+def load(
+    path: str | os.PathLike[str], backend: str = "auto", *, device: str = "auto", threads: int | None = None
+) -> Model:
+    """Load a bundle, checking every file it uses.
+
+    path: the folder that ``samrt export`` wrote
+    backend: "auto", "onnxruntime" or "tensorrt"
+    device: "cpu", "cuda", "cuda:N", or "auto": CUDA where the backend has it and a GPU answers, else the CPU
+    threads: CPU threads one run uses; None leaves it to the backend
+
+    Raises BundleError (ManifestError, ChecksumError, UnsafePathError) for a folder that is not a sound bundle,
+    BackendError (MissingExtraError, ProviderError) for a backend or device that cannot be had. Nothing falls back
+    silently.
+    """
+    bundle = open_bundle(path)
+    check_graphs(bundle.manifest)
+    executors: dict[str, Executor] = {}
+    forms: dict[str, Form] = {}
+    try:
+        for name in GRAPHS:
+            graph = bundle.manifest.graphs[name]
+            forms[name] = choose_form(graph, name, backend, device)
+            executors[name] = open_executor(
+                bundle.read_model(forms[name]),
+                backend=backend,
+                device=device,
+                threads=threads,
+                inputs=graph.inputs,
+                outputs=graph.outputs,
+                ranges=graph.ranges,
+                name=name,
+            )
+    except BaseException:
+        for executor in executors.values():
+            executor.close()
+        raise
+    return Model(bundle, executors, forms)
+
+
+class Model:
+    """A loaded model. Every call stands alone, so one model may be used from many threads at once.
+
+    Made by `load`. Close it, or use it in a ``with`` statement, to free the engines' memory; features stay usable as
+    data.
+    """
+
+    def __init__(self, bundle: Bundle, executors: Mapping[str, Executor], forms: Mapping[str, Form]) -> None:
+        self._bundle = bundle
+        self._executors = executors
+        self._forms = forms
+        encoder, prompter, decoder = (bundle.manifest.graphs[name] for name in GRAPHS)
+        embeddings = {spec.name for spec in prompter.outputs}
+        # The tensors that link the graphs, and how much of each kind one run takes.
+        self._image_tensors = [spec.name for spec in decoder.inputs if spec.name not in embeddings]
+        self._inputs = [spec.name for spec in decoder.inputs]
+        self._outputs = [spec.name for spec in decoder.outputs if spec.name in (MASKS, SCORES, OBJECT_SCORES)]
+        self._most_images = largest(encoder, encoder.inputs[0].name, axis=0)
+        self._most_points = largest(prompter, "point_coords", axis=1)
+        self._most_prompts = min(
+            largest(prompter, "point_coords", axis=0),
+            *(largest(decoder, name, axis=0) for name in self._inputs if name in embeddings),
+        )
+        self._most_pairs = min(self._most_prompts, *(largest(decoder, name, axis=0) for name in self._image_tensors))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about the model."""
+        return self._bundle.manifest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which binds all files: the identity of the model."""
+        return self._bundle.digest
+
+    @property
+    def providers(self) -> dict[str, str]:
+        """Graph -> what it really runs on, as read back from the backend: "CPUExecutionProvider"."""
+        return {name: executor.provider for name, executor in self._executors.items()}
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """Graph -> the precision of the form that was loaded: "fp32"."""
+        return {name: form.precision for name, form in self._forms.items()}
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: "cpu" or "cuda"."""
+        return "cpu" if self._executors[MASK_DECODER].provider.startswith("CPU") else "cuda"
+
+    def encode(self, image: Image | Sequence[Image]) -> Features:
+        """Encode a picture, or a list of B pictures of any sizes as one batch.
+
+        image: uint8 (H, W, 3) RGB; also whatever else `samrt.as_rgb_uint8` takes, among it PIL images
+        returns: frozen `Features`, B = 1 for a single picture; lists longer than the model's largest batch run in parts
+        Raises ImageError for what is not a picture, BackendError when the backend fails or the model is closed.
+        """
+        images = [as_rgb_uint8(one) for one in image] if isinstance(image, list | tuple) else [as_rgb_uint8(image)]
+        if not images:
+            raise ImageError("there is no picture", got="an empty list", expected="one picture or more")
+        parts = [self._encode_batch(batch) for batch in _batches(images, self._most_images)]
+        tensors = {name: _joined([part[name] for part in parts]) for name in self._image_tensors}
+        for tensor in tensors.values():
+            tensor.flags.writeable = False
+        image_hw = tuple((one.shape[0], one.shape[1]) for one in images)
+        encoder = self._executors[IMAGE_ENCODER]
+        return Features(tensors, image_hw, self.digest, encoder.provider, self._forms[IMAGE_ENCODER].precision)
+
+    def decode(
+        self,
+        features: Features,
+        prompts: Prompts,
+        multimask: bool = True,
+        *,
+        image_index: int | None = None,
+        fill_hole_area: float = 0,
+        remove_sprinkle_area: float = 0,
+        mask_threshold: float | None = None,
+    ) -> Result:
+        """Answer P prompts with masks.
+
+        features: of one picture, which all prompts then point at; or of P pictures, one for each prompt
+        multimask: several candidates for each prompt (for ambiguous ones, like a single click), or a single one
+        image_index: use only this picture of the features
+        fill_hole_area, remove_sprinkle_area: largest holes to fill and specks to remove, in low-res pixels; 0 is off
+        mask_threshold: where a logit becomes mask; None is the model's own
+
+        returns: `Result`; more prompts than the model takes at once run in parts, with the same answer
+        Raises PromptError for prompts that do not fit the pictures or the model, ImageError for features of another
+        model, BackendError when the backend fails or the model is closed.
+        """
+        if features.model_digest != self.digest:
+            raise ImageError(
+                "these features are of another model",
+                got=f"features of bundle {features.model_digest[:12]}",
+                expected=f"bundle {self.digest[:12]}, {self.manifest.source.model}",
+                fix="encode the picture with this model: model.encode(image)",
+            )
+        if image_index is not None:
+            features = features[image_index]
+        numbers = self.manifest.numbers
+        threshold = numbers.masks.threshold if mask_threshold is None else float(mask_threshold)
+        _check_options(features, prompts, threshold, fill_hole_area, remove_sprinkle_area)
+        frames = tuple(Frame(hw, numbers.image) for hw in features.image_hw)
+        candidates, object_scores = self._decode_all(features, prompts, frames, multimask)
+        clamp = np.float32(numbers.masks.logits_clamp)
+        return Result(
+            scores=candidates.scores,
+            logits=np.clip(candidates.logits, -clamp, clamp),
+            object_scores=object_scores,
+            mask_logits=clean_masks(
+                candidates.logits,
+                fill_hole_area=fill_hole_area,
+                remove_sprinkle_area=remove_sprinkle_area,
+                threshold=threshold,
+            ),
+            frames=frames,
+            mask_threshold=threshold,
+            provider=self._executors[MASK_DECODER].provider,
+            precision=self._forms[MASK_DECODER].precision,
+        )
+
+    def close(self) -> None:
+        """Free the engines' memory. Closing twice is fine; encode and decode then raise BackendError."""
+        for executor in self._executors.values():
+            executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
+        spec = self.manifest.graphs[IMAGE_ENCODER].inputs[0]
+        inputs = [image_to_input(image, self.manifest.numbers.image, spec.dtype) for image in images]
+        batch = inputs[0][None] if len(inputs) == 1 else np.stack(inputs)
+        return self._executors[IMAGE_ENCODER].run({spec.name: batch}, self._image_tensors)
+
+    def _decode_all(
+        self, features: Features, prompts: Prompts, frames: tuple[Frame, ...], multimask: bool
+    ) -> tuple[Candidates, NDArray[np.float32]]:
+        """Run the prompts through prompt encoder and mask decoder, in parts where there are too many for one run."""
+        numbers = self.manifest.numbers
+        tensors = to_tensors(prompts, frames, numbers.prompts, self._most_points)
+        most = self._most_prompts if len(features) == 1 else self._most_pairs
+        chosen: list[Candidates] = []
+        object_scores: list[NDArray[np.float32]] = []
+        for start in range(0, len(prompts), most):
+            part = slice(start, start + most)
+            embeddings = self._executors[PROMPT_ENCODER].run({name: tensor[part] for name, tensor in tensors.items()})
+            images = features.tensors
+            if len(features) > 1:
+                images = {name: tensor[part] for name, tensor in images.items()}
+            known = {**images, **embeddings}
+            outputs = self._executors[MASK_DECODER].run({name: known[name] for name in self._inputs}, self._outputs)
+            chosen.append(choose_candidates(outputs[MASKS], outputs[SCORES], numbers.masks, multimask=multimask))
+            assumed = np.full((len(outputs[SCORES]), 1), _OBJECT_ASSUMED, np.float32)
+            object_scores.append(outputs.get(OBJECT_SCORES, assumed)[:, 0])
+        logits = _joined([one.logits for one in chosen])
+        return Candidates(logits, _joined([one.scores for one in chosen])), _joined(object_scores)
+
+
+def _check_options(
+    features: Features, prompts: Prompts, threshold: float, fill_hole_area: float, remove_sprinkle_area: float
+) -> None:
+    if len(features) not in (1, len(prompts)):
+        raise PromptError(
+            "prompts and pictures do not match",
+            got=f"{len(prompts)} prompts for {len(features)} pictures",
+            expected="one picture for all prompts, or one prompt for each picture",
+            fix="choose a picture: model.decode(features, prompts, image_index=0)",
+        )
+    if not math.isfinite(threshold):
+        raise PromptError("mask_threshold must be a finite number", got=f"{threshold}")
+    for name, area in (("fill_hole_area", fill_hole_area), ("remove_sprinkle_area", remove_sprinkle_area)):
+        if not area >= 0:
+            raise PromptError(f"{name} must be 0 or more low-res pixels", got=f"{area}", fix=f"{name}=0 turns it off")
+
+
+def _batches(images: list[NDArray[np.uint8]], most: int) -> list[list[NDArray[np.uint8]]]:
+    return [images[start : start + most] for start in range(0, len(images), most)]
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

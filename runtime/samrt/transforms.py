@@ -1,0 +1,98 @@
+"""Pictures into the image encoder's input, and coordinates with them.
+
+Equal, value by value, to the official preprocessing (``SAM2Transforms``: ToTensor, then a torch resize with antialias):
+the triangle filter runs on unrounded float values, which is what Pillow does on mode "F". Normalisation is not here: it
+is inside the graph, and values stay on the 0..255 scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samrt.bilinear import resize_planes
+from samrt.manifest import ImageNumbers
+from samrt_engines.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a picture lies in the model's input: the link between original pixels and input pixels.
+
+    stretch: the picture fills the input, its aspect is not kept (SAM 2).
+    longest_side: the longer side fills the input, the picture lies top left, the rest is padding (SAM).
+    """
+
+    image_hw: tuple[int, int]
+    numbers: ImageNumbers
+
+    @property
+    def input_hw(self) -> tuple[int, int]:
+        """Size of the model's input."""
+        return self.numbers.size_hw
+
+    @cached_property
+    def content_hw(self) -> tuple[int, int]:
+        """Size of the picture in the input, the padding left out. Never 0, also for a picture one pixel high."""
+        if self.numbers.resize == "stretch":
+            return self.input_hw
+        scale = self.input_hw[0] / max(self.image_hw)
+        height, width = (max(1, int(side * scale + 0.5)) for side in self.image_hw)
+        return height, width
+
+    def input_from_image(self, points: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Map points from original pixels to input pixels.
+
+        points: float (..., 2) as (x, y); boxes as (..., 2, 2), their two corners
+        returns: float32, the same shape
+        """
+        scale = [self.content_hw[1] / self.image_hw[1], self.content_hw[0] / self.image_hw[0]]
+        return (np.asarray(points, np.float64) * scale).astype(np.float32)
+
+
+def image_to_input(image: NDArray[np.uint8], numbers: ImageNumbers, dtype: str = "float32") -> NDArray[np.generic]:
+    """Resize one picture to the image encoder's input.
+
+    image: uint8 (h, w, 3) RGB
+    dtype: "float32" gives the exact resized values, "uint8" these values rounded
+    returns: (H, W, 3) of that dtype, 0..255; the padding of longest_side has the mean colour, which becomes 0 where the
+        graph normalises (the official code pads with 0 after normalising), within half a level for uint8
+    Raises ImageError for an array of another type or shape: `samrt.images.as_rgb_uint8` brings it into this form.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(
+            "not a picture in the form of the runtime",
+            got=f"{image.dtype} array of shape {image.shape}",
+            expected="uint8 (H, W, 3) RGB",
+            fix="samrt.as_rgb_uint8(image)",
+        )
+    frame = Frame((image.shape[0], image.shape[1]), numbers)
+    content_h, content_w = frame.content_hw
+    if frame.content_hw == frame.input_hw:
+        target = np.empty((*frame.input_hw, 3), np.float32)
+    else:
+        target = np.tile(np.array(numbers.mean, np.float32) * np.float32(255), (*frame.input_hw, 1))
+    content = target[:content_h, :content_w]
+    if frame.image_hw == frame.content_hw:
+        content[...] = image
+    elif numbers.antialias:
+        _resize_antialiased(image, content)
+    else:
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
+        content[...] = resize_planes(planes, frame.content_hw).transpose(1, 2, 0)
+    if dtype == "uint8":
+        return np.rint(target, out=target).astype(np.uint8)
+    return target
+
+
+def _resize_antialiased(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Resize uint8 (h, w, 3) into float32 (H, W, 3): bilinear (triangle filter, widened when reducing), unrounded."""
+    import PIL.Image
+
+    size = (out.shape[1], out.shape[0])
+    for channel in range(3):
+        plane = PIL.Image.fromarray(image[..., channel].astype(np.float32))  # mode "F"
+        out[..., channel] = np.asarray(plane.resize(size, PIL.Image.Resampling.BILINEAR))
