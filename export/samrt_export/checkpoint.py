@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from samrt_engines.errors import CheckpointError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from samrt_engines.errors import CheckpointError
 from samrt_export.registry import Family, families
 
 State = dict[str, Tensor]
@@ -55,7 +55,9 @@ def load_checkpoint(module: nn.Module, path: Path, family: Family, model: str) -
         )
     broken = [name for name, value in official.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise CheckpointError(f"{path.name} holds values that are not numbers", got=_some(broken), expected="finite weights")
+        raise CheckpointError(
+            f"{path.name} holds values that are not numbers", got=_some(broken), expected="finite weights"
+        )
     module.load_state_dict({name: value.float() for name, value in official.items()}, strict=True)
     return Loaded(sha256_of(path), layout)
 
@@ -75,7 +77,9 @@ def read_state(path: Path) -> State:
         raise CheckpointError(
             f"{path.name} is not a checkpoint", got=type(content).__name__, expected="a dictionary of parameter tensors"
         )
-    strangers = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    strangers = [
+        str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
     if strangers:
         raise CheckpointError(f"{path.name} holds more than parameters", got=_some(strangers), expected="tensors only")
     return dict(content)
@@ -87,7 +91,10 @@ def load_safetensors(path: Path) -> State:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is damaged", got=_one_line(error), expected="a whole safetensors file", fix="download it again"
+            f"{path.name} is damaged",
+            got=_one_line(error),
+            expected="a whole safetensors file",
+            fix="download it again",
         ) from error
 
 
@@ -110,7 +117,10 @@ def _load_torch(path: Path, head: bytes) -> Any:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is damaged", got=_one_line(error)[:200], expected="a whole PyTorch file", fix="download it again"
+            f"{path.name} is damaged",
+            got=_one_line(error)[:200],
+            expected="a whole PyTorch file",
+            fix="download it again",
         ) from error
 
 

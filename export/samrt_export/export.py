@@ -10,14 +10,14 @@ from typing import Any
 
 import onnx
 import torch
+
 from samrt.manifest import VERSION
 from samrt_engines.errors import DeadOutputError, ExportError, ParityError
 from samrt_engines.executor import open_executor
-
 from samrt_export.onnx_graph import OPSET, onnx_from_spec
 from samrt_export.parity import ALIVE, TOLERANCE, ParityRow, measure_parity, summary
 from samrt_export.progress import Progress, silent
-from samrt_export.registry import Family, GraphSpec, find
+from samrt_export.registry import Family, GraphSpec, TargetedForm, find
 from samrt_export.source import Weights, load_weights
 from samrt_export.writer import bundle_folder, write_file, write_manifest
 
@@ -62,27 +62,34 @@ def export_model(
         specs = family.graphs(weights.module, model)
         rows: list[ParityRow] = []
         entries: dict[str, Any] = {}
-        for index, spec in enumerate(specs):
-            progress(f"{spec.name}: ONNX", 2 * index, 2 * len(specs))
-            content = onnx_from_spec(spec).SerializeToString(deterministic=True)
-            progress(f"{spec.name}: parity", 2 * index + 1, 2 * len(specs))
-            graph_rows = checked_parity(spec, content, precision)
-            record = write_file(folder, f"{spec.name}.onnx", content)
-            form = {"data": [], "precision": precision, "targets": [], "opset": OPSET, "parity": summary(graph_rows)}
-            entries[spec.name] = _graph_entry(spec) | {"forms": [record | form]}
-            rows += graph_rows
+        forms = [(spec, form) for spec in specs for form in (*spec.targeted, TargetedForm(spec.module, ()))]
+        for index, (spec, form) in enumerate(forms):
+            name = " for ".join((spec.name, *form.targets))
+            progress(f"{name}: ONNX", 2 * index, 2 * len(forms))
+            content = onnx_from_spec(spec, form.module).SerializeToString(deterministic=True)
+            progress(f"{name}: parity", 2 * index + 1, 2 * len(forms))
+            form_rows = checked_parity(spec, content, precision, form.targets)
+            record = write_file(folder, ".".join((spec.name, *form.targets, "onnx")), content) | {
+                "data": [],
+                "precision": precision,
+                "targets": list(form.targets),
+                "opset": OPSET,
+                "parity": summary(form_rows),
+            }
+            entries.setdefault(spec.name, _graph_entry(spec) | {"forms": []})["forms"].append(record)
+            rows += form_rows
         write_manifest(folder, _manifest(family, model, weights, entries))
-        progress("done", 2 * len(specs), 2 * len(specs))
+        progress("done", 2 * len(forms), 2 * len(forms))
     return ExportReport(out, model, tuple(rows), time.perf_counter() - started)
 
 
-def checked_parity(spec: GraphSpec, content: bytes, form: str) -> list[ParityRow]:
+def checked_parity(spec: GraphSpec, content: bytes, precision: str, targets: tuple[str, ...] = ()) -> list[ParityRow]:
     """Compare a graph with its module. Raises DeadOutputError, ParityError."""
     ranges = {symbol: (least, most) for symbol, (least, _, most) in spec.profiles.items()}
     with open_executor(
         content, device="cpu", inputs=spec.inputs, outputs=spec.outputs, ranges=ranges, name=spec.name
     ) as executor:
-        rows = list(measure_parity(spec, executor, form))
+        rows = list(measure_parity(spec, executor, precision, targets))
     for row in rows:
         where = f"{row.graph}: output '{row.output}' at {row.sizes}"
         if not row.is_alive:

@@ -37,6 +37,8 @@ def download(hub_id: str) -> Path:
     except errors.RemoteEntryNotFoundError as error:
         raise HubError(f"{hub_id} has no {FILE}", fix=offline) from error
     except errors.LocalEntryNotFoundError as error:
-        raise HubError("the hub cannot be reached, and the file is not in the local cache", got=hub_id, fix=offline) from error
+        raise HubError(
+            "the hub cannot be reached, and the file is not in the local cache", got=hub_id, fix=offline
+        ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise HubError(f"the hub did not give {hub_id}", got=" ".join(str(error).split())[:200], fix=offline) from error

@@ -10,17 +10,18 @@ from typing import Any
 
 import onnx
 import torch
+from torch import nn
+
 from samrt_engines.errors import ExportError
 from samrt_engines.tensors import TensorSpec
-
 from samrt_export.registry import GraphSpec
 
 OPSET = 23
 """The first with ``Attention`` and ``RotaryEmbedding``; TensorRT parses both since 10.15."""
 
 
-def onnx_from_spec(spec: GraphSpec) -> onnx.ModelProto:
-    """Trace, convert and clean one graph.
+def onnx_from_spec(spec: GraphSpec, module: nn.Module | None = None) -> onnx.ModelProto:
+    """Trace, convert and clean one graph; ``module`` is another form of it than the spec's own.
 
     The result declares exactly the spec's inputs and outputs. It carries no paths, no stack traces and no time: the same
     weights give the same bytes.
@@ -30,7 +31,7 @@ def onnx_from_spec(spec: GraphSpec) -> onnx.ModelProto:
     feeds = spec.sample(sizes, 0)
     shapes = tuple(
         {
-            axis: torch.export.Dim.DYNAMIC  # type: ignore[attr-defined]
+            axis: torch.export.Dim.DYNAMIC
             for axis, size in enumerate(tensor.shape)
             if isinstance(size, str) and size not in spec.broadcast
         }
@@ -38,7 +39,7 @@ def onnx_from_spec(spec: GraphSpec) -> onnx.ModelProto:
     )
     with _quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
-            spec.module,
+            module or spec.module,
             tuple(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs),
             dynamo=True,
             opset_version=OPSET,

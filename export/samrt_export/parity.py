@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from samrt_engines.executor import Executor
 
+from samrt_engines.executor import Executor
 from samrt_export.registry import Feeds, GraphSpec
 
 TOLERANCE = {"fp32": 1e-5}
@@ -62,8 +62,15 @@ def size_sets(spec: GraphSpec) -> tuple[dict[str, int], ...]:
     return usual, odd
 
 
-def measure_parity(spec: GraphSpec, executor: Executor, form: str) -> Iterator[ParityRow]:
-    """Run graph and module on two input sets at each of two sets of sizes."""
+def form_name(precision: str, targets: tuple[str, ...]) -> str:
+    """What reports call a form: "fp32", or "fp32 for onnxruntime-cpu"."""
+    return f"{precision} for {', '.join(targets)}" if targets else precision
+
+
+def measure_parity(
+    spec: GraphSpec, executor: Executor, precision: str, targets: tuple[str, ...] = ()
+) -> Iterator[ParityRow]:
+    """Run a stored form of a graph, and the graph's module, on two input sets at each of two sets of sizes."""
     for sizes in size_sets(spec):
         feeds = [spec.sample(sizes, seed) for seed in SEEDS]
         ours = [executor.run(feed) for feed in feeds]
@@ -72,14 +79,14 @@ def measure_parity(spec: GraphSpec, executor: Executor, form: str) -> Iterator[P
             errors = [_errors(a[output], b[output]) for a, b in zip(ours, theirs, strict=True)]
             yield ParityRow(
                 graph=spec.name,
-                form=form,
+                form=form_name(precision, targets),
                 output=output,
                 sizes=sizes,
                 max_abs=max(e[0] for e in errors),
                 relative_l2=max(e[1] for e in errors),
                 cosine=min(e[2] for e in errors),
                 alive=_relative_l2(theirs[0][output], theirs[1][output]),
-                tolerance=TOLERANCE[form],
+                tolerance=TOLERANCE[precision],
             )
 
 

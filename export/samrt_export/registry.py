@@ -12,13 +12,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from samrt_engines.errors import ExportError
 from samrt_engines.tensors import TensorSpec
-from torch import Tensor, nn
 
 FAMILIES = ("sam2",)
 
 Feeds = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class TargetedForm:
+    """The same computation arranged for another kind of executor: a module with the graph's inputs and outputs."""
+
+    module: nn.Module
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class GraphSpec:
     profiles: Mapping[str, tuple[int, int, int]]
     sample: Callable[[Mapping[str, int], int], Feeds]
     broadcast: frozenset[str] = field(default_factory=frozenset)
+    targeted: tuple[TargetedForm, ...] = ()
+    """Further forms, for targets that are faster with them. All are compared with ``module``."""
 
 
 @dataclass(frozen=True)

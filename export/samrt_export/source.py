@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from samrt.manifest import Manifest
-from samrt_engines.errors import CheckpointError
 from torch import nn
 
+from samrt.manifest import Manifest
+from samrt_engines.errors import CheckpointError
 from samrt_export.checkpoint import load_checkpoint
 from samrt_export.hub import download
 from samrt_export.registry import Family, GraphSpec, find
@@ -25,7 +25,12 @@ class Weights:
 
 
 def load_weights(
-    family: Family, model: str, *, checkpoint: Path | None = None, hub: str | None = None, random_seed: int | None = None
+    family: Family,
+    model: str,
+    *,
+    checkpoint: Path | None = None,
+    hub: str | None = None,
+    random_seed: int | None = None,
 ) -> Weights:
     """Build a model and give it weights from exactly one source; with none named, the checkpoint samrt ships for it.
 

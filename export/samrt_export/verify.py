@@ -9,8 +9,7 @@ from typing import Any
 from samrt.bundle import open_bundle
 from samrt_engines.errors import BundleError
 from samrt_engines.executor import open_executor
-
-from samrt_export.parity import TOLERANCE, ParityRow, measure_parity
+from samrt_export.parity import TOLERANCE, ParityRow, form_name, measure_parity
 from samrt_export.progress import Progress, silent
 from samrt_export.source import reference_graphs
 
@@ -47,12 +46,10 @@ def verify_bundle(path: Path, *, checkpoint: Path | None = None, progress: Progr
     forms = [(name, form) for name in specs for form in manifest.graphs[name].forms]
     rows: list[ParityRow] = []
     for index, (name, form) in enumerate(forms):
-        progress(f"{name}: {form.precision}", index, len(forms))
+        progress(f"{name}: {form_name(form.precision, form.targets)}", index, len(forms))
         graph = manifest.graphs[name]
         if form.precision not in TOLERANCE:
-            raise BundleError(
-                f"{name}: cannot judge this precision", got=form.precision, expected=", ".join(TOLERANCE)
-            )
+            raise BundleError(f"{name}: cannot judge this precision", got=form.precision, expected=", ".join(TOLERANCE))
         with open_executor(
             bundle.read_model(form),
             device="cpu",
@@ -61,6 +58,6 @@ def verify_bundle(path: Path, *, checkpoint: Path | None = None, progress: Progr
             ranges=graph.ranges,
             name=name,
         ) as executor:
-            rows += measure_parity(specs[name], executor, form.precision)
+            rows += measure_parity(specs[name], executor, form.precision, form.targets)
     progress("done", len(forms), len(forms))
     return VerifyReport(manifest.source.model, tuple(rows))

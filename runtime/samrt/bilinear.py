@@ -23,7 +23,7 @@ Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 IndexArray = NDArray[np.intp]
 
-_DENSE_FRACTION = 0.12  # above this share of mixed cells, computing every pixel is quicker than picking some
+_DENSE_FRACTION = 0.06  # above this share of mixed cells, computing every pixel is quicker than picking some
 _MANY_RUNS = 2000  # above this number of runs in a plane, painting them one by one is slower than copying rows
 _BAND_ROWS = 16  # source rows widened at once, and
 _BLOCK_ROWS = 16  # output rows computed at once: at 1920 pixels 120 KB a table, so all stay in the second-level cache

@@ -103,7 +103,7 @@ def grid(
 
     images: whatever `samrt.as_rgb_uint8` takes, of any sizes
     captions: one for each picture, written below it; a second line after a newline is set smaller
-    cell_px: width of a cell; all cells have the height of the tallest picture, at most 1.5 times the width
+    cell_px: width of a cell; a row is as high as its tallest picture, at most 1.5 times the width
     returns: uint8 (height, width, 3) RGB
     Raises ImageError for no picture, or captions that do not match.
     """
@@ -114,26 +114,31 @@ def grid(
         got = f"{len(pictures)} pictures, {len(captions or ())} captions, {columns} columns, cells of {cell_px} px"
         raise ImageError("cannot lay out a contact sheet", got=got, expected="pictures, each with a caption or none")
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    gap = max(4, cell_px // 24)
-    cell_h = min(round(max(p.shape[0] / p.shape[1] for p in pictures) * cell_px) or 1, cell_px * 3 // 2)
-    text = max(11, cell_px // 24)
-    lines = max((caption.count("\n") + 1 for caption in captions), default=0) if captions else 0
+    gap, text = max(4, cell_px // 24), max(11, cell_px // 24)
+    lines = max(caption.count("\n") + 1 for caption in captions) if captions else 0
     caption_h = round(text * (1.5 * lines + 0.5)) if lines else 0
-    width, height = columns * (cell_px + gap) + gap, rows * (cell_h + caption_h + gap) + gap
+    sizes = [_fit(picture.shape, cell_px) for picture in pictures]
+    row_h = [max(height for _, height in sizes[k : k + columns]) for k in range(0, len(sizes), columns)]
+    width = columns * (cell_px + gap) + gap
+    height = sum(row_h) + len(row_h) * (caption_h + gap) + gap
     if width * height > _MAX_SHEET_PIXELS:
         raise ImageError("the contact sheet is too large", got=f"{width} x {height} pixels", fix="lower cell_px")
     sheet = PIL.Image.new("RGB", (width, height), _PAPER)
-    for index, picture in enumerate(pictures):
+    for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
         row, column = divmod(index, columns)
-        left, top = gap + column * (cell_px + gap), gap + row * (cell_h + caption_h + gap)
-        scale = min(cell_px / picture.shape[1], cell_h / picture.shape[0])
-        size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+        left = gap + column * (cell_px + gap)
+        bottom = sum(row_h[: row + 1]) + row * (caption_h + gap) + gap
         fitted = PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.LANCZOS)
-        sheet.paste(fitted, (left + (cell_px - size[0]) // 2, top + (cell_h - size[1]) // 2))
+        sheet.paste(fitted, (left + (cell_px - size[0]) // 2, bottom - size[1]))
         if captions:
-            _write_caption(sheet, captions[index], (left, top + cell_h), cell_px, text)
+            _write_caption(sheet, captions[index], (left, bottom), cell_px, text)
     return np.array(sheet)
+
+
+def _fit(shape: tuple[int, ...], cell_px: int) -> tuple[int, int]:
+    """Width and height of a picture in its cell."""
+    scale = min(cell_px / shape[1], 1.5 * cell_px / shape[0])
+    return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))
 
 
 def _pen(hw: tuple[int, ...]) -> _Pen:
@@ -186,25 +191,20 @@ def _blend_mask(canvas: NDArray[np.float32], mask: NDArray[np.bool_], colour: Co
 
 
 def _draw_boxes(drawing: PIL.Image.Image, boxes: ArrayLike | None, zoom: int, pen: _Pen) -> None:
+    """Draw frames in whole pixels, each between two white lines."""
+    import PIL.ImageDraw
+
     if boxes is None:
         return
-    for index, (x0, y0, x1, y1) in enumerate(Prompts(boxes=boxes).boxes * zoom):
-        colour = PALETTE[index % len(PALETTE)]
-        rim = pen.line * 1.6
-
-        def draw(
-            pencil: PIL.ImageDraw.ImageDraw,
-            scale: float,
-            size: tuple[float, float] = (x1 - x0, y1 - y0),
-            colour: Colour = colour,
-            rim: float = rim,
-        ) -> None:
-            for reach, thick, ink in ((1.0, 2.0, (*_WHITE, 235)), (0.5, 1.0, (*colour, 255))):
-                out, thick = reach * pen.line, max(1, round(thick * pen.line * scale))
-                corners = (rim - out, rim - out, rim + size[0] + out, rim + size[1] + out)
-                pencil.rectangle([value * scale for value in corners], outline=ink, width=thick)
-
-        _stamp(drawing, draw, (x0 - rim, y0 - rim), (x1 - x0 + 2 * rim, y1 - y0 + 2 * rim), smooth=1)
+    pencil = PIL.ImageDraw.Draw(drawing)
+    thick, rim = max(2, round(1.4 * pen.line)), max(1, round(0.6 * pen.line))
+    for index, box in enumerate(np.rint(Prompts(boxes=boxes).boxes * zoom).astype(int).tolist()):
+        x0, y0, x1, y1 = box
+        out = thick // 2 + rim
+        frame = (x0 - out, y0 - out, x1 + out, y1 + out)
+        pencil.rectangle(frame, outline=_WHITE, width=thick + 2 * rim)
+        frame = (x0 - out + rim, y0 - out + rim, x1 + out - rim, y1 + out - rim)
+        pencil.rectangle(frame, outline=PALETTE[index % len(PALETTE)], width=thick)
 
 
 def _draw_points(
@@ -272,20 +272,16 @@ def _draw_scores(drawing: PIL.Image.Image, masks: NDArray[np.bool_], scores: Arr
         _stamp(drawing, draw, (left, top), (width, height))
 
 
-def _stamp(
-    drawing: PIL.Image.Image, draw: Any, corner: tuple[float, float], size: tuple[float, float], smooth: int = _SMOOTH
-) -> None:
+def _stamp(drawing: PIL.Image.Image, draw: Any, corner: tuple[float, float], size: tuple[float, float]) -> None:
     """Lay a small transparent picture, drawn by ``draw(pencil, scale)`` with its corner at (0, 0), onto the drawing."""
     import PIL.Image
     import PIL.ImageDraw
 
-    left, top = round(corner[0]), round(corner[1])
     width, height = int(np.ceil(size[0])) + 1, int(np.ceil(size[1])) + 1
-    tile = PIL.Image.new("RGBA", (width * smooth, height * smooth), (*_WHITE, 0))
-    draw(PIL.ImageDraw.Draw(tile), float(smooth))
-    if smooth > 1:
-        tile = tile.resize((width, height), PIL.Image.Resampling.BOX)
-    drawing.paste(tile, (left, top), tile)
+    tile = PIL.Image.new("RGBA", (width * _SMOOTH, height * _SMOOTH), (*_WHITE, 0))
+    draw(PIL.ImageDraw.Draw(tile), float(_SMOOTH))
+    tile = tile.resize((width, height), PIL.Image.Resampling.BOX)
+    drawing.paste(tile, (round(corner[0]), round(corner[1])), tile)
 
 
 def _star(middle: float, radius: float) -> list[tuple[float, float]]:

@@ -58,6 +58,10 @@ def read_image(
         raise ImageError(
             f"cannot read {name}", got="not a picture of a known format", expected=", ".join(FORMATS)
         ) from None
+    except (
+        PIL.Image.DecompressionBombError
+    ) as error:  # PIL's own cap, where the one asked for is higher or is met first
+        raise ImageError(f"{name} is too large", got=str(error), expected=f"at most {max_pixels} pixels") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ImageError(f"cannot read {name}", got=error.strerror, expected="a picture file") from None
     except MemoryError:

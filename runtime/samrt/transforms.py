@@ -7,6 +7,7 @@ is inside the graph, and values stay on the 0..255 scale.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from samrt.bilinear import resize_planes
 from samrt.manifest import ImageNumbers
 from samrt_engines.errors import ImageError
+
+_LARGE = 3 * 512 * 512  # values from which on threads pay
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,22 @@ def image_to_input(image: NDArray[np.uint8], numbers: ImageNumbers, dtype: str =
 
 
 def _resize_antialiased(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """Resize uint8 (h, w, 3) into float32 (H, W, 3): bilinear (triangle filter, widened when reducing), unrounded."""
+    """Resize uint8 (h, w, 3) into float32 (H, W, 3): bilinear (triangle filter, widened when reducing), unrounded.
+
+    The channels of a large picture are resized side by side: Pillow lets go of the interpreter meanwhile.
+    """
     import PIL.Image
 
     size = (out.shape[1], out.shape[0])
-    for channel in range(3):
+
+    def resize_channel(channel: int) -> None:
         plane = PIL.Image.fromarray(image[..., channel].astype(np.float32))  # mode "F"
         out[..., channel] = np.asarray(plane.resize(size, PIL.Image.Resampling.BILINEAR))
+
+    if image.size < _LARGE:
+        for channel in range(3):
+            resize_channel(channel)
+        return
+    with ThreadPoolExecutor(3) as pool:
+        for _ in pool.map(resize_channel, range(3)):
+            pass

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import samrt
 from onnx import TensorProto, helper, numpy_helper
+
+import samrt
 
 INPUT, MASK = 32, 16
 FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32

@@ -4,9 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch.nn import functional
+
 from samrt import bilinear
 from samrt.bilinear import plan_axis, resize_planes, threshold_planes
-from torch.nn import functional
 
 SIZES = [(1, 1), (16, 16), (17, 200), (200, 17), (45, 80), (7, 5), (64, 128), (15, 16)]
 RNG = np.random.default_rng(0)
@@ -58,7 +59,7 @@ awkward = st.one_of(
     planes=hnp.arrays(np.float32, st.tuples(st.integers(1, 2), st.integers(1, 7), st.integers(1, 7)), elements=awkward),
     hw=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     threshold=st.sampled_from([0.0, 1.0, -1.0, 1e-30, 31.9]),
-    dense_fraction=st.sampled_from([-1.0, 0.12, 0.999]),
+    dense_fraction=st.sampled_from([-1.0, 0.06, 0.999]),
     many_runs=st.sampled_from([0, 2000]),
 )
 def test_threshold_is_exact_whatever_the_values(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 import samrt
 from samrt import BundleError, ChecksumError, ManifestError, UnsafePathError
 from samrt.bundle import open_bundle
@@ -155,7 +156,7 @@ def test_a_hard_link(bundle_path: Path, tmp_path: Path) -> None:
 def test_a_linked_manifest(bundle_path: Path, tmp_path: Path) -> None:
     (bundle_path / "manifest.json").rename(tmp_path / "manifest.json")
     (bundle_path / "manifest.json").symlink_to(tmp_path / "manifest.json")
-    with pytest.raises(UnsafePathError, match="'manifest.json' is a symbolic link"):
+    with pytest.raises(UnsafePathError, match=r"'manifest.json' is a symbolic link"):
         load(bundle_path)
 
 

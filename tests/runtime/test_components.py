@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from samrt.components import find_runs, label_components, small_components
 from scipy import ndimage
+
+from samrt.components import find_runs, label_components, small_components
 
 EIGHT = np.ones((3, 3), int)
 

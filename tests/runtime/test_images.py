@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from samrt import ImageError, as_rgb_uint8, read_image
 
 RNG = np.random.default_rng(0)
@@ -117,15 +118,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_image("a\0b")
 
 
-@pytest.mark.parametrize("size", [(100_000, 100_000), (16_385, 1), (8_000, 8_000)])
+@pytest.mark.parametrize("size", [(16_385, 1), (8_000, 8_000), (100_000, 100_000)])
 def test_a_bomb_is_refused_from_its_header(size: tuple[int, int]) -> None:
     bomb = png_claiming(*size)
-    read_image(encoded(RGB))
+    read_image(encoded(RGB))  # so that Pillow's own modules are loaded
     tracemalloc.start()
-    with pytest.raises(ImageError, match=rf"is too large \| got: {size[0]} x {size[1]} pixels .*max_pixels"):
-        read_image(bomb)
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    tracemalloc.stop()
+    try:
+        with pytest.raises(ImageError, match=r"is too large \| got: .*pixels.* \| expected: at most 50000000 pixels"):
+            read_image(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_caps_can_be_set() -> None:
@@ -144,8 +147,7 @@ def test_arrays() -> None:
     np.testing.assert_array_equal(as_rgb_uint8(np.dstack([RGB, grey])), RGB)
     np.testing.assert_array_equal(as_rgb_uint8(grey > 128)[..., 0], np.where(grey > 128, 255, 0))
     np.testing.assert_array_equal(as_rgb_uint8(RGB.astype(np.float16) / 255), RGB)
-    np.testing.assert_array_equal(as_rgb_uint8(RGB.tolist() and RGB[::-1])[::-1], RGB)
-    np.testing.assert_array_equal(as_rgb_uint8((RGB.astype(">u2") << 8)), RGB)
+    np.testing.assert_array_equal(as_rgb_uint8(RGB.astype(">u2") << 8), RGB)
     assert as_rgb_uint8(RGB.transpose(1, 0, 2)).flags.c_contiguous
 
 

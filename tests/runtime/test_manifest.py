@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 from typing import Any
@@ -5,7 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samrt import BundleError, ManifestError, SamrtError, UnsafePathError
+
+from samrt import BundleError, ManifestError, UnsafePathError
 from samrt.graphs import check_graphs, choose_form, largest
 from samrt.manifest import Profile, parse_manifest, read_manifest
 from samrt_engines.errors import BackendError
@@ -57,7 +59,7 @@ def test_everything_is_read(manifest: dict[str, Any]) -> None:
         (
             "graphs.image_encoder.forms.0.sha256",
             "12",
-            "manifest.json: graphs.image_encoder.forms[0].sha256 | got: '12' | expected: a text that matches [0-9a-f]{64}",
+            "graphs.image_encoder.forms[0].sha256 | got: '12' | expected: a text that matches [0-9a-f]{64}",
         ),
         ("graphs.image_encoder.forms.0.size", -1, "graphs.image_encoder.forms[0].size | got: -1"),
         ("graphs.image_encoder.forms", [], "graphs.image_encoder.forms | got: an array of 0 elements"),
@@ -72,7 +74,7 @@ def test_everything_is_read(manifest: dict[str, Any]) -> None:
         (
             "graphs.mask_decoder.profiles.frames",
             {"min": 1, "opt": 1, "max": 1},
-            "graphs.mask_decoder.profiles.frames | got: an object with 3 keys | expected: a symbol of the tensors: images",
+            "profiles.frames | got: an object with 3 keys | expected: a symbol of the tensors: images, points, prompts",
         ),
         ("numbers.image.size_hw", [32], "numbers.image.size_hw | got: an array of 1 elements"),
         ("numbers.image.mean", [123.7, 116.3, 103.5], "numbers.image.mean[0] | got: 123.7 | expected: a number from 0"),
@@ -173,7 +175,7 @@ def test_the_form_for_a_target(manifest: dict[str, Any]) -> None:
     assert choose_form(graph, "g", "onnxruntime", "cpu").file.file == "image_encoder.onnx"
     assert choose_form(graph, "g", "tensorrt", "auto").file.file == "trt.onnx"
     with pytest.raises(
-        BackendError, match="no form of this graph for onnxruntime-cuda | got: forms for onnxruntime-cpu"
+        BackendError, match=r"no form of this graph for onnxruntime-cuda \| got: forms for onnxruntime-cpu"
     ):
         choose_form(graph, "g", "auto", "cuda:1")
 
@@ -204,10 +206,8 @@ def test_any_damage_is_one_clear_error(data: st.DataObject, sound: dict[str, Any
     for _ in range(data.draw(st.integers(1, 2))):
         place = data.draw(st.sampled_from(places(document)))
         change(document, place, data.draw(st.just(...) | json_values))
-    try:
+    with contextlib.suppress(BundleError):
         check_graphs(parse_manifest(document))
-    except SamrtError as error:
-        assert isinstance(error, BundleError)
 
 
 @settings(max_examples=100, deadline=None)
@@ -216,10 +216,8 @@ def test_any_damaged_text_is_one_clear_error(data: st.DataObject, sound: dict[st
     text = bytearray(json.dumps(sound).encode())
     for _ in range(data.draw(st.integers(1, 3))):
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        check_graphs(read_manifest(bytes(text[: data.draw(st.integers(0, len(text)))])))
-    except SamrtError as error:
-        assert isinstance(error, BundleError)
+    with contextlib.suppress(BundleError):
+        check_graphs(read_manifest(bytes(text[: data.draw(st.integers(0, len(text)) | st.just(len(text)))])))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+from torch.nn import functional
+
 from samrt.manifest import ImageNumbers, MaskNumbers, Stability
 from samrt.masks import (
     binary_masks,
@@ -17,8 +20,6 @@ from samrt.masks import (
     upscale_logits,
 )
 from samrt.transforms import Frame
-from scipy import ndimage
-from torch.nn import functional
 
 NUMBERS = MaskNumbers(0.0, 32.0, (8, 8), (0,), (1, 2, 3), Stability(0.05, 0.98))
 PADDED = ImageNumbers((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "longest_side", True)
@@ -88,7 +89,7 @@ def clean_one(mask_logits: np.ndarray, holes: float, sprinkles: float, threshold
     ):
         labels, count = ndimage.label(region, np.ones((3, 3)))
         for k in range(1, count + 1):
-            if 0 < most and (labels == k).sum() <= most:
+            if most > 0 and (labels == k).sum() <= most:
                 result[labels == k] = value
     return result
 

@@ -3,14 +3,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+
 from samrt import ImageError
 from samrt.manifest import ImageNumbers
 from samrt.transforms import Frame, image_to_input
-from torch.nn import functional
 
 STRETCH = ImageNumbers((64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch", True)
 LONGEST = dataclasses.replace(STRETCH, resize="longest_side")
-PICTURES = [(1, 1), (17, 2000), (2000, 17), (64, 64), (3, 5), (48, 64), (480, 640), (65, 63)]
+PICTURES = [(1, 1), (17, 2000), (2000, 17), (64, 64), (3, 5), (48, 64), (480, 640), (65, 63), (700, 600)]
 RNG = np.random.default_rng(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in pairwise(widths))
         self.activation = activation
         self.sigmoid_output = sigmoid_output
 

@@ -1,4 +1,10 @@
-"""SAM 2's mask decoder: a token per mask candidate, hypernetworks turn each into a filter over the upscaled image."""
+"""SAM 2's mask decoder: a token per mask candidate, hypernetworks turn each into a filter over the upscaled image.
+
+A stride-2 transposed convolution with a 2x2 kernel is a matrix product per position whose four results go to four
+neighbouring pixels. Here the pixels stay where the product puts them (``nested`` order: position, then its 2x2 block, then
+the 2x2 blocks of that), through norms, activations and the next product; only the finished masks are put in raster order.
+The finer image features come in nested order too, arranged once per image.
+"""
 
 from __future__ import annotations
 
@@ -34,31 +40,78 @@ class MaskDecoder(nn.Module):
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
 
     def forward(
-        self, image: Tensor, position: Tensor, sparse: Tensor, high_res: tuple[Tensor, Tensor]
+        self, image: Tensor, position: Tensor, sparse: Tensor, high_res: tuple[Tensor, Tensor], folded: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Predict every mask candidate of P prompts.
 
         image: (P, C, h, w) image embedding with the dense prompt added; position: (1, C, h, w); sparse: (P, N, C);
-        high_res: (P or 1, C/8, 4h, 4w) and (P or 1, C/4, 2h, 2w), already through conv_s0 and conv_s1.
+        high_res: (P or 1, hw, 16, C/8) and (P or 1, hw, 4, C/4), from `high_res_features`. folded: see two_way.
         Returns masks (P, M, 4h, 4w) logits, iou (P, M) in 0..1, object score (P, 1) logit, mask tokens (P, M, C).
         """
         h, w = image.shape[-2:]
         own = torch.cat((self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight))  # (2 + M, C)
         tokens = torch.cat((own[None].expand(sparse.shape[0], -1, -1), sparse), dim=1)  # (P, 2 + M + N, C)
         keys, key_pe = image.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)  # (P, hw, C)
-        tokens, keys = self.transformer(keys, key_pe, tokens)
+        tokens, keys = self.transformer(keys, key_pe, tokens, folded)
         mask_tokens = tokens[:, 2 : 2 + self.num_masks]  # (P, M, C)
-
-        upscaled = self._upscale(keys.transpose(1, 2).unflatten(2, (h, w)), high_res)  # (P, C/8, 4h, 4w)
         filters = torch.stack(
             [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # (P, M, C/8)
-        masks = (filters @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])  # (P, M, 4h, 4w)
+        nested = filters @ self._upscale(keys, *high_res).flatten(1, 2).transpose(1, 2)  # (P, M, hw * 16)
+        masks = raster_from_nested(nested, (h, w))  # (P, M, 4h, 4w)
         return masks, self.iou_prediction_head(tokens[:, 1]), self.pred_obj_score_head(tokens[:, 0]), mask_tokens
 
-    def _upscale(self, image: Tensor, high_res: tuple[Tensor, Tensor]) -> Tensor:
-        """image: (P, C, h, w) -> (P, C/8, 4h, 4w), the finer image features added on the way."""
+    def high_res_features(self, fine: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+        """fine: (B, C, 4h, 4w), middle: (B, C, 2h, 2w) pyramid levels -> (B, hw, 16, C/8), (B, hw, 4, C/4), nested.
+
+        The upscaling layers' biases are added here, once per image, and not in every answer to a prompt.
+        """
+        up1, _, up2 = self._upscaling_layers()
+        return _with_bias(nested_from_map(self.conv_s0(fine), 2), up2), _with_bias(
+            nested_from_map(self.conv_s1(middle), 1), up1
+        )
+
+    def _upscaling_layers(self) -> tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]:
+        """The layers with weights; between them run activations."""
         up1, norm, _, up2, _ = self.output_upscaling
-        fine, middle = high_res
-        x = F.gelu(norm(up1(image) + middle))
-        return F.gelu(up2(x) + fine)
+        assert isinstance(up1, nn.ConvTranspose2d)
+        assert isinstance(norm, LayerNorm2d)
+        assert isinstance(up2, nn.ConvTranspose2d)
+        return up1, norm, up2
+
+    def _upscale(self, keys: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
+        """keys: (P, hw, C) -> (P, hw, 16, C/8), the finer image features added on the way."""
+        up1, norm, up2 = self._upscaling_layers()
+        x = _upscaled(keys, up1) + middle  # (P, hw, 4, C/4)
+        x = F.gelu(F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, norm.eps))
+        return F.gelu(_upscaled(x, up2).flatten(2, 3) + fine)
+
+
+def _upscaled(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
+    """x: (..., C) -> (..., 4, C'), the four pixels that a 2x2 stride-2 transposed convolution makes of each, bias apart."""
+    weight = layer.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 2 * 2 * C')
+    return (x @ weight).unflatten(-1, (4, layer.out_channels))  # type: ignore[no-any-return]
+
+
+def _with_bias(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
+    assert layer.bias is not None
+    return x + layer.bias
+
+
+def nested_from_map(x: Tensor, levels: int) -> Tensor:
+    """x: (B, C, H, W) -> (B, hw, 4**levels, C): every position of the h x w grid with its pixels, block within block."""
+    assert levels in (1, 2)
+    if levels == 1:
+        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 3, 5, 1)  # (B, h, w, 2, 2, C)
+    else:
+        x = (
+            x.unflatten(3, (-1, 2, 2)).unflatten(2, (-1, 2, 2)).permute(0, 2, 5, 3, 6, 4, 7, 1)
+        )  # (B, h, w, 2, 2, 2, 2, C)
+    return x.flatten(3, -2).flatten(1, 2)
+
+
+def raster_from_nested(x: Tensor, hw: tuple[int, int]) -> Tensor:
+    """x: (P, M, hw * 16) -> (P, M, 4h, 4w)."""
+    h, w = hw
+    x = x.unflatten(2, (h, w, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)  # (P, M, h, 2, 2, w, 2, 2)
+    return x.flatten(5, 7).flatten(2, 4)

@@ -69,8 +69,8 @@ class PromptEncoder(nn.Module):
         labels = labels[..., None]  # (P, N, 1)
         embedding = torch.where(labels == -1, self.not_a_point_embed.weight[0], position)
         for label, table in enumerate(self.point_embeddings):
-            weight = table.weight  # type: ignore[union-attr]
-            embedding = embedding + (labels == label).to(weight.dtype) * weight[0]
+            assert isinstance(table, nn.Embedding)
+            embedding = embedding + (labels == label).to(table.weight.dtype) * table.weight[0]
         return embedding
 
     def embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:

@@ -2,16 +2,16 @@
 
 Graphs, for the official sizes (S = 1024, C = 256); B images, P prompts, N points:
 
-| graph          | inputs                                                              | outputs                                        |
-|----------------|---------------------------------------------------------------------|------------------------------------------------|
-| image_encoder  | image (B, S, S, 3) float32 0..255                                   | image_embed (B, C, S/16, S/16)                 |
-|                |                                                                     | high_res_feats_0 (B, C/8, S/4, S/4)            |
-|                |                                                                     | high_res_feats_1 (B, C/4, S/8, S/8)            |
-| prompt_encoder | point_coords (P, N, 2) input pixels, point_labels (P, N) int32,     | sparse_embeddings (P, N, C)                    |
-|                | mask_input (P, 1, S/4, S/4), has_mask_input (P,)                    | dense_embeddings (P, C, S/16, S/16)            |
-| mask_decoder   | the encoder's outputs for one image or P, the prompt encoder's two  | low_res_masks (P, 4, S/4, S/4),                |
-|                |                                                                     | iou_predictions (P, 4), object_score_logits    |
-|                |                                                                     | (P, 1), mask_tokens (P, 4, C)                  |
+| graph          | inputs                                                          | outputs                                     |
+|----------------|-----------------------------------------------------------------|---------------------------------------------|
+| image_encoder  | image (B, S, S, 3) float32 0..255                               | image_embed (B, C, S/16, S/16)              |
+|                |                                                                 | high_res_feats_0 (B, (S/16)^2, 16, C/8)     |
+|                |                                                                 | high_res_feats_1 (B, (S/16)^2, 4, C/4)      |
+| prompt_encoder | point_coords (P, N, 2) input pixels, point_labels (P, N) int32, | sparse_embeddings (P, N, C)                 |
+|                | mask_input (P, 1, S/4, S/4), has_mask_input (P,)                | dense_embeddings (P, C, S/16, S/16)         |
+| mask_decoder   | the encoder's for one image or P, the prompt encoder's          | low_res_masks (P, 4, S/4, S/4),             |
+|                |                                                                 | iou_predictions (P, 4), object_score_logits |
+|                |                                                                 | (P, 1), mask_tokens (P, 4, C)               |
 
 ``image`` is float32 and not uint8 because the official predictor resizes in float: rounding would change the values.
 ``image_embed`` already holds ``no_mem_embed`` (what a single image uses); the memory graphs subtract it again.
@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from samrt_engines.tensors import TensorSpec
 from torch import Tensor, nn
 
+from samrt_engines.tensors import TensorSpec
 from samrt_export.blocks.fpn import FpnNeck
 from samrt_export.blocks.hiera import Hiera, HieraConfig
 from samrt_export.blocks.layers import MLP
@@ -37,7 +37,7 @@ from samrt_export.blocks.mask_decoder import MaskDecoder
 from samrt_export.blocks.memory import MemoryAttention, MemoryEncoder
 from samrt_export.blocks.prompt_encoder import PromptEncoder
 from samrt_export.randomize import randomize_live
-from samrt_export.registry import Family, Feeds, GraphSpec
+from samrt_export.registry import Family, Feeds, GraphSpec, TargetedForm
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -140,9 +140,11 @@ class Sam2(nn.Module):
 
     def encode(self, image: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """image: (B, S, S, 3) float 0..255 -> image_embed, high_res_feats_0, high_res_feats_1."""
-        fine, middle, coarse = self.image_encoder(self.normalize(image), position)
-        decoder = self.sam_mask_decoder
-        return coarse + self.no_mem_embed.reshape(1, -1, 1, 1), decoder.conv_s0(fine), decoder.conv_s1(middle)
+        return self.features(*self.image_encoder(self.normalize(image), position))
+
+    def features(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pyramid levels -> what the mask decoder takes: image_embed, high_res_feats_0, high_res_feats_1."""
+        return coarse + self.no_mem_embed.reshape(1, -1, 1, 1), *self.sam_mask_decoder.high_res_features(fine, middle)
 
 
 class ImageEncoderGraph(nn.Module):
@@ -181,8 +183,9 @@ class MaskDecoderGraph(nn.Module):
 
     position: Tensor
 
-    def __init__(self, model: Sam2) -> None:
+    def __init__(self, model: Sam2, folded: bool = False) -> None:
         super().__init__()
+        self.folded = folded
         self.decoder = model.sam_mask_decoder
         self.register_buffer("position", model.sam_prompt_encoder.dense_position().detach())
 
@@ -192,7 +195,7 @@ class MaskDecoderGraph(nn.Module):
         """See the table at the top of this file."""
         image = image_embed + dense
         masks, iou, object_score, tokens = self.decoder(
-            image, self.position, sparse, (high_res_feats_0, high_res_feats_1)
+            image, self.position, sparse, (high_res_feats_0, high_res_feats_1), self.folded
         )
         return masks, iou, object_score, tokens
 
@@ -211,8 +214,8 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
         TensorSpec(name, "float32", ("images", *shape))
         for name, shape in (
             ("image_embed", (dim, embed, embed)),
-            ("high_res_feats_0", (dim // 8, mask, mask)),
-            ("high_res_feats_1", (dim // 4, mask // 2, mask // 2)),
+            ("high_res_feats_0", (embed * embed, 16, dim // 8)),
+            ("high_res_feats_1", (embed * embed, 4, dim // 4)),
         )
     )
     embeddings = (
@@ -260,6 +263,7 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
             prompt_profiles | {"images": (1, 1, 64)},
             sample_decoder,
             broadcast=frozenset({"images"}),
+            targeted=(TargetedForm(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu",)),),
         ),
     )
 
@@ -317,7 +321,10 @@ HF_RENAMES: tuple[tuple[str, str], ...] = (
     (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
     (r"^vision_encoder\.neck\.convs\.(\d+)\.", r"image_encoder.neck.convs.\1.conv."),
     (r"patch_embed\.projection", "patch_embed.proj"),
-    (r"^prompt_encoder\.shared_embedding\.positional_embedding", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (
+        r"^prompt_encoder\.shared_embedding\.positional_embedding",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
     (r"mask_embed\.conv1", "mask_downscaling.0"),
     (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
     (r"mask_embed\.conv2", "mask_downscaling.3"),
@@ -347,7 +354,9 @@ HF_RENAMES: tuple[tuple[str, str], ...] = (
     (r"\.o_proj\.", ".out_proj."),
 )
 _DOWNSAMPLER = re.compile(r"^memory_encoder\.mask_downsampler\.(?:layers\.(\d+)\.(conv|layer_norm)|final_conv)\.")
-_MLP = re.compile(r"^(.*(?:mlp|hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|obj_ptr_proj))\.(proj_in|proj_out|layers\.0)\.")
+_MLP = re.compile(
+    r"^(.*(?:mlp|hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|obj_ptr_proj))\.(proj_in|proj_out|layers\.0)\."
+)
 
 
 def official_from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from samrt import Model, Prompts
 from torch.nn import functional as F
 
+from samrt import Model, Prompts
 from samrt_export.families.sam2 import Sam2
 from samrt_export.nano.clicks import box_around, corrective_click, innermost_point
 from samrt_export.nano.scenes import HELD_OUT_SEED, Frame, scene_from_seed

@@ -45,7 +45,7 @@ class Frame:
 
     def mask(self, label: int) -> NDArray[np.bool_]:
         """bool (H, W), the visible part of one shape."""
-        return self.labels == label
+        return np.asarray(self.labels == label)
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ class Texture:
     def paint(self, u: Array, v: Array) -> Array:
         """u, v: (...) shape coordinates, about -1..1 -> colour (..., 3) in 0..1."""
         mix = PATTERNS[self.kind](u * self.frequency + self.phase, v * self.frequency) * self.contrast
-        return self.colours[0] * (1 - mix[..., None]) + self.colours[1] * mix[..., None]
+        return np.asarray(self.colours[0] * (1 - mix[..., None]) + self.colours[1] * mix[..., None])
 
 
 def _soft(x: Array) -> Array:
     """A wave with steep but smooth edges, 0..1: crisp patterns without aliasing."""
-    return 0.5 + 0.5 * np.tanh(3.0 * np.sin(x))
+    return np.asarray(0.5 + 0.5 * np.tanh(3.0 * np.sin(x)))
 
 
 def _noise(u: Array, v: Array) -> Array:
     """A cheap cloud: a few incommensurate waves."""
     field = np.sin(1.7 * u + 1.3 * np.sin(2.1 * v)) + np.sin(2.3 * v + 1.7 * np.sin(1.1 * u)) + np.sin(1.9 * (u + v))
-    return np.clip(0.5 + field / 6, 0, 1)
+    return np.asarray(np.clip(0.5 + field / 6, 0, 1))
 
 
 PATTERNS = {
@@ -152,7 +152,7 @@ class Pose:
         """Share of each pixel inside, 0..1, from an approximate distance; ``softness`` is the half-width of the edge."""
         u, v = self.coordinates(x, y)
         distance = (np.hypot(u, v) - self.shape.boundary(np.arctan2(v, u))) * self.radius
-        return np.clip(0.5 - distance / (2 * softness), 0, 1)
+        return np.asarray(np.clip(0.5 - distance / (2 * softness), 0, 1))
 
 
 def _triangle(x: Array) -> Array:
@@ -234,11 +234,14 @@ def _texture(
         _rgb_from_hsv(hue + rng.normal(0, 0.04), saturation * rng.uniform(0.5, 1), other),
     ]
     kind = rng.choice(list(PATTERNS))
-    return Texture(str(kind), np.array(colours, np.float32), rng.uniform(4, max_frequency), rng.uniform(0, 6), rng.uniform(0.5, 1))
+    return Texture(
+        str(kind), np.array(colours, np.float32), rng.uniform(4, max_frequency), rng.uniform(0, 6), rng.uniform(0.5, 1)
+    )
 
 
 def _rgb_from_hsv(hue: float, saturation: float, value: float) -> list[float]:
     """The usual formula with all three in 0..1 (Smith 1978)."""
     return [
-        value * (1 - saturation * float(np.clip(2 - abs((hue * 6 + offset) % 6 - 3), 0, 1))) for offset in (3.0, 1.0, 5.0)
+        value * (1 - saturation * float(np.clip(2 - abs((hue * 6 + offset) % 6 - 3), 0, 1)))
+        for offset in (3.0, 1.0, 5.0)
     ]

@@ -22,9 +22,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn as spawn_workers
 from torch.nn import functional as F
 
-from samrt_export.families.sam2 import Sam2, build
+from samrt_export.families.sam2 import build
 from samrt_export.nano.scenes import SIZE, Frame, scene_from_seed
 
 STEPS, WARMUP, DECAY = 8_000, 300, 2_500
@@ -137,7 +138,9 @@ def first_prompts(kind: str, targets: Targets, rng: np.random.Generator) -> Prom
     """One kind of prompt for the whole step, so that no padding is needed."""
     count = len(targets.full)
     no_mask, none = torch.zeros(count, 1, LOW, LOW), torch.zeros(count)
-    clicks = input_from_mid(random_pixels(targets.mid[:, 0], rng, inward=bool(rng.uniform() < 0.6)))[:, None]  # (P, 1, 2)
+    clicks = input_from_mid(random_pixels(targets.mid[:, 0], rng, inward=bool(rng.uniform() < 0.6)))[
+        :, None
+    ]  # (P, 1, 2)
     click_labels = torch.ones(count, 1, dtype=torch.int32)
     box_labels = torch.tensor([[2, 3]], dtype=torch.int32).expand(count, 2)
     if kind == "click":
@@ -158,7 +161,9 @@ def corrected(prompts: PromptBatch, targets: Targets, logits: Tensor, rng: np.ra
     depths = [F.avg_pool2d(error, 11, stride=1, padding=5).flatten(1).amax(1) for error in (missing, spilled)]
     positive = depths[0] >= depths[1]
     region = torch.where(positive[:, None, None, None], missing, spilled)[:, 0]
-    region = torch.where(region.flatten(1).any(1)[:, None, None], region, targets.mid[:, 0])  # a perfect mask: click inside
+    region = torch.where(
+        region.flatten(1).any(1)[:, None, None], region, targets.mid[:, 0]
+    )  # a perfect mask: click inside
     click = input_from_mid(random_pixels(region, rng, inward=bool(rng.uniform() < 0.8)))
     return PromptBatch(
         torch.cat((prompts.coords, click[:, None]), dim=1),
@@ -209,11 +214,7 @@ class Trainer:
         """The decoder's three maps, one row per prompt, and the instance loss on the finest of them."""
         model = self.model
         fine, middle, coarse = model.image_encoder(model.normalize(image))
-        maps = (
-            coarse + model.no_mem_embed.reshape(1, -1, 1, 1),
-            model.sam_mask_decoder.conv_s0(fine),
-            model.sam_mask_decoder.conv_s1(middle),
-        )
+        maps = model.features(fine, middle, coarse)
         embedding = F.normalize(self.instance_head(fine), dim=1).repeat_interleave(PROMPTS, dim=0)  # (P, 16, LOW, LOW)
         pixel = (random_pixels(targets.mid[:, 0], rng, inward=False) * LOW / MID).long()
         clicked = embedding[torch.arange(len(pixel)), :, pixel[:, 1], pixel[:, 0]]  # (P, 16)
@@ -237,7 +238,9 @@ class Trainer:
         losses = mask_losses(masks, targets.low.expand_as(masks)) * present  # (P, 4)
         with torch.no_grad():
             seen = F.interpolate(masks, size=MID, mode="bilinear", align_corners=False) > 0
-            iou = (seen * targets.mid).sum((2, 3)) / (seen + targets.mid).clamp_max(1).sum((2, 3)).clamp_min(1)  # (P, 4)
+            iou = (seen * targets.mid).sum((2, 3)) / (seen + targets.mid).clamp_max(1).sum((2, 3)).clamp_min(
+                1
+            )  # (P, 4)
         best_of_three = losses[:, 1:].amin(1) + 0.05 * losses[:, 1:].mean(1)
         score_loss = ((scores - iou).abs() * present).mean()
         object_loss = F.binary_cross_entropy_with_logits(object_score, present)
@@ -329,7 +332,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("nano-run.pt"), help="saved every 250 steps, resumed if there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (arguments.out, arguments.run, f"{folder}/rendezvous"), nprocs=WORKERS)
+        spawn_workers(work, (arguments.out, arguments.run, f"{folder}/rendezvous"), nprocs=WORKERS)
 
 
 if __name__ == "__main__":
