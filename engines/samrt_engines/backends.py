@@ -39,7 +39,15 @@ def available_backends() -> tuple[BackendInfo, ...]:
 
 def import_onnxruntime() -> ModuleType:
     """The package onnxruntime. Raises MissingExtraError."""
-    return _import("onnxruntime", extra="cpu", purpose="to run graphs on ONNX Runtime")
+    purpose = "to run graphs on ONNX Runtime"
+    package = _import("onnxruntime", extra="cpu", purpose=purpose)
+    if not hasattr(package, "InferenceSession"):  # a folder without code is left when one of its two builds is removed
+        raise MissingExtraError(
+            f"the package onnxruntime is needed {purpose}",
+            got="remains of an uninstalled build",
+            fix=f"pip uninstall -y onnxruntime onnxruntime-gpu && {pip_line('cpu')}",
+        )
+    return package
 
 
 def cuda_device_count() -> int:

@@ -1,25 +1,24 @@
-"""Every error samrt raises on purpose, in one tree.
+"""Every error samrt raises on purpose, in one tree, with their codes.
 
 ::
 
-    SamrtError                        code
-    ├── InputError (ValueError)       input             what a caller passed in
-    │   ├── ImageError                image             picture unreadable, empty, too large, wrong dtype or channels
-    │   ├── PromptError               prompt            points, labels, boxes, masks
-    │   └── TensorError               tensor            a graph's feeds: names, dtypes, shapes
-    ├── BundleError                   bundle            a bundle on disk cannot be used
-    │   ├── ManifestError             bundle.manifest   missing, malformed, of an unknown version
-    │   ├── ChecksumError             bundle.checksum   a file differs from the manifest
-    │   └── UnsafePathError           bundle.path       absolute, traversing or linked
-    ├── CheckpointError               checkpoint        unreadable, unsafe, of another family or size
-    │   └── HubError                  checkpoint.hub    offline, gated, unknown id
-    ├── BackendError                  backend           an engine cannot be created or run
-    │   ├── MissingExtraError (ImportError)
-    │   │                             backend.extra     a package is not installed; names the pip line
-    │   └── ProviderError             backend.provider  asked-for provider absent or silently dropped
-    └── ExportError                   export            a model cannot be exported
-        ├── ParityError               export.parity     above tolerance
-        └── DeadOutputError           export.dead       an output ignores its input
+    SamrtError                              samrt             whatever samrt raises on purpose
+    ├── InputError (ValueError)             input             what a caller passed in
+    │   ├── ImageError                      image             a picture: unreadable, empty, too large, wrong dtype
+    │   ├── PromptError                     prompt            points, labels, boxes, masks
+    │   └── TensorError                     tensor            a graph's feeds: names, dtypes, shapes
+    ├── BundleError                         bundle            a bundle on disk cannot be used
+    │   ├── ManifestError                   bundle.manifest   missing, malformed, of an unknown version
+    │   ├── ChecksumError                   bundle.checksum   a file differs from the manifest
+    │   └── UnsafePathError                 bundle.path       absolute, traversing or linked
+    ├── CheckpointError                     checkpoint        unreadable, unsafe, of another family or size
+    │   └── HubError                        checkpoint.hub    offline, gated, unknown id
+    ├── BackendError                        backend           an engine cannot be created or run
+    │   ├── MissingExtraError (ImportError) backend.extra     a package is not installed; names the pip line
+    │   └── ProviderError                   backend.provider  asked-for provider absent or silently dropped
+    └── ExportError                         export            a model cannot be exported
+        ├── ParityError                     export.parity     above tolerance
+        └── DeadOutputError                 export.dead       an output ignores its input
 
 A message has four parts, of which the last three may be absent::
 

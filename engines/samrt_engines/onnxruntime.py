@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,9 @@ class OnnxRuntimeExecutor:
         self._errors = _error_types(ort)
         providers = _choose_providers(ort, device, name)
         settings = _session_settings(ort, threads, options or OnnxRuntimeOptions(), name)
+        if isinstance(model, bytes):
+            # ONNX Runtime (1.31) looks for the external data of bytes in the working directory: files nobody checked.
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
             session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
@@ -71,7 +75,11 @@ class OnnxRuntimeExecutor:
                 enable_fallback=0,
             )
         except self._errors as error:
-            raise BackendError(f"{name}: ONNX Runtime cannot load the model", got=_one_line(error)) from error
+            raise BackendError(
+                f"{name}: ONNX Runtime cannot load the model",
+                got=_one_line(error),
+                fix="pass the path: this model has external data" if os.devnull in str(error) else None,
+            ) from error
         self.provider = _checked_provider(session, providers[0][0], name)
         self.inputs = _checked_specs(session.get_inputs(), inputs, f"{name}: the model's inputs")
         self.outputs = _checked_specs(session.get_outputs(), outputs, f"{name}: the model's outputs")

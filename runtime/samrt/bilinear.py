@@ -102,7 +102,7 @@ def threshold_planes(planes: Float32Array, hw: tuple[int, int], threshold: float
     with np.errstate(invalid="ignore", over="ignore"):  # infinities and NaN give the answer their arithmetic gives
         above, mixed = _classify_cells(planes, float(level))
         occupied = planes[0].size
-        if out[0].size < occupied:  # a reduction: many cells may hold no pixel at all
+        if not (rows.count.all() and columns.count.all()):  # a reduction: many cells hold no pixel at all
             inhabited = (rows.count > 0)[:, None] & (columns.count > 0)
             mixed &= inhabited
             occupied = np.count_nonzero(inhabited)

@@ -82,6 +82,8 @@ def as_rgb_uint8(image: Image) -> NDArray[np.uint8]:
     """
     if type(image).__module__.startswith("PIL."):
         return _from_pil(image)
+    if isinstance(image, str | bytes | os.PathLike):
+        raise ImageError("not a picture", got=type(image).__name__, expected=_EXPECTED, fix="samrt.read_image(...)")
     try:
         array = np.asarray(image)
     except (ValueError, TypeError) as error:

@@ -107,7 +107,7 @@ class PromptNumbers:
     box_bottom_right: int
     padding: int
     padding_point: Literal["always", "without_box"]
-    max_points: int  # columns of the point tensor: points, two for a box, one of padding
+    max_points: int  # in one prompt, the two corners of a box counted, the padding point not
     mask_size_hw: tuple[int, int]
 
 

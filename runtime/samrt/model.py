@@ -95,11 +95,10 @@ class Model:
         self._outputs = [spec.name for spec in decoder.outputs if spec.name in (MASKS, SCORES, OBJECT_SCORES)]
         self._most_images = largest(encoder, encoder.inputs[0].name, axis=0)
         self._most_points = largest(prompter, "point_coords", axis=1)
-        self._most_prompts = min(
-            largest(prompter, "point_coords", axis=0),
-            *(largest(decoder, name, axis=0) for name in self._inputs if name in embeddings),
-        )
-        self._most_pairs = min(self._most_prompts, *(largest(decoder, name, axis=0) for name in self._image_tensors))
+        decoder_limits = {name: largest(decoder, name, axis=0) for name in self._inputs}
+        prompt_limits = [decoder_limits[name] for name in self._inputs if name in embeddings]
+        self._most_prompts = min([largest(prompter, "point_coords", axis=0), *prompt_limits])
+        self._most_pairs = min([self._most_prompts, *decoder_limits.values()])  # where each prompt has its own picture
 
     @property
     def manifest(self) -> Manifest:
@@ -110,6 +109,11 @@ class Model:
     def digest(self) -> str:
         """SHA-256 of the manifest, which binds all files: the identity of the model."""
         return self._bundle.digest
+
+    @property
+    def executors(self) -> Mapping[str, Executor]:
+        """Graph -> its executor, for measuring graphs one by one."""
+        return self._executors
 
     @property
     def providers(self) -> dict[str, str]:

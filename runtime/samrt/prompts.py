@@ -79,12 +79,12 @@ class Prompts:
 
 
 def to_tensors(
-    prompts: Prompts, frames: Sequence[Frame], numbers: PromptNumbers, max_points: int | None = None
+    prompts: Prompts, frames: Sequence[Frame], numbers: PromptNumbers, max_columns: int | None = None
 ) -> dict[str, NDArray[Any]]:
     """Turn prompts into the prompt encoder's feeds.
 
     frames: one for all prompts, or one for each
-    max_points: the most columns the graph takes, where that is less than ``numbers.max_points``
+    max_columns: the most columns of points the graph takes, where its profile says so
     returns: point_coords float32 (P, N, 2) in input pixels; point_labels int32 (P, N); mask_input float32 (P, 1, h, w);
         has_mask_input float32 (P,). Columns are the box's two corners, the points, and the padding point, where the
         model wants one; N is 0 for masks alone.
@@ -92,8 +92,8 @@ def to_tensors(
     another size.
     """
     columns = _columns(prompts, numbers)
-    most = numbers.max_points if max_points is None else min(max_points, numbers.max_points)
-    coords, labels = _place_points(prompts, frames, numbers, columns, most)
+    _check_count(columns, numbers.max_points, max_columns)
+    coords, labels = _place_points(prompts, frames, numbers, columns)
     mask_input, has_mask = _mask_tensors(prompts, numbers)
     return {
         "point_coords": coords,
@@ -111,16 +111,23 @@ def _columns(prompts: Prompts, numbers: PromptNumbers) -> tuple[int, int, int]:
     return box, points, int(padding and box + points > 0)
 
 
+def _check_count(columns: tuple[int, int, int], max_points: int, max_columns: int | None) -> None:
+    box, points, padding = columns
+    most = max_points if max_columns is None else min(max_points, max_columns - padding)
+    if box + points > most:
+        raise PromptError(
+            "more points than the model takes",
+            got=f"{points} points" + (" and 2 corners of the box" if box else ""),
+            expected=f"at most {most} in all",
+            fix="give fewer points",
+        )
+
+
 def _place_points(
-    prompts: Prompts, frames: Sequence[Frame], numbers: PromptNumbers, columns: tuple[int, int, int], most: int
+    prompts: Prompts, frames: Sequence[Frame], numbers: PromptNumbers, columns: tuple[int, int, int]
 ) -> tuple[Float32Array, NDArray[np.int32]]:
     box, points, padding = columns
     total = box + points + padding
-    if total > most:
-        got = f"{points} points" + (", 2 for the box" if box else "") + (", 1 of padding" if padding else "")
-        raise PromptError(
-            "more points than the model takes", got=got, expected=f"at most {most} in all", fix="give fewer points"
-        )
     coords = np.zeros((len(prompts), total, 2), np.float32)
     labels = np.full((len(prompts), total), numbers.padding, np.int32)
     if box:

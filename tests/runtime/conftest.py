@@ -138,7 +138,7 @@ def _graph(name: str, io: dict[str, Any], model: bytes, profiles: dict[str, tupl
 
 
 def _manifest(models: dict[str, bytes]) -> dict[str, Any]:
-    prompts = {"prompts": (1, 1, 4), "points": (0, 2, 8)}
+    prompts = {"prompts": (1, 1, 4), "points": (0, 2, 9)}
     return {
         "format": "samrt-bundle",
         "version": 1,

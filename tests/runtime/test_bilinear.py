@@ -9,7 +9,7 @@ from torch.nn import functional
 from samrt import bilinear
 from samrt.bilinear import plan_axis, resize_planes, threshold_planes
 
-SIZES = [(1, 1), (16, 16), (17, 200), (200, 17), (45, 80), (7, 5), (64, 128), (15, 16)]
+SIZES = [(1, 1), (40, 300), (300, 40), (16, 16), (17, 200), (200, 17), (45, 80), (7, 5), (64, 128), (15, 16)]
 RNG = np.random.default_rng(0)
 
 
@@ -83,6 +83,17 @@ def test_threshold_is_exact_within_an_ulp_of_it(level: float, steps: np.ndarray,
     """Samples a few units in the last place around the threshold, where rounding decides."""
     planes = (np.float32(level) + steps * np.spacing(np.float32(level)))[None].astype(np.float32)
     np.testing.assert_array_equal(threshold_planes(planes, hw, level), resize_planes(planes, hw) > np.float32(level))
+
+
+@settings(max_examples=150, deadline=None)
+@given(source=st.tuples(*[st.integers(8, 48)] * 2), hw=st.tuples(*[st.integers(1, 120)] * 2), seed=st.integers(0, 9))
+def test_threshold_of_objects_at_any_pair_of_sizes(source: tuple[int, int], hw: tuple[int, int], seed: int) -> None:
+    """Enlarged one way and reduced the other: cells with many pixels, with one, with none."""
+    planes = blobs(*source) + np.random.default_rng(seed).normal(0, 0.3, source).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bilinear, "_DENSE_FRACTION", 0.999)
+        result = threshold_planes(planes, hw, 0.0)
+    np.testing.assert_array_equal(result, resize_planes(planes, hw) > 0)
 
 
 def test_object_masks_touch_few_cells() -> None:

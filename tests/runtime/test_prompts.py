@@ -82,6 +82,14 @@ def test_the_models_own_numbers_for_labels() -> None:
     assert feeds(prompts, **numbers)["point_labels"].tolist() == [[9, 5, 6, 7, 8, 9]]
 
 
+def test_as_many_points_as_the_model_takes() -> None:
+    prompts = Prompts(points=np.zeros((8, 2)), labels=np.ones(8))
+    assert feeds(prompts)["point_labels"].shape == (1, 9)  # the padding point is not counted
+    assert to_tensors(prompts, [FRAME], NUMBERS, 9)["point_labels"].shape == (1, 9)
+    with pytest.raises(PromptError, match="expected: at most 7 in all"):
+        to_tensors(prompts, [FRAME], NUMBERS, 8)
+
+
 def test_each_prompt_in_its_own_picture() -> None:
     frames = [FRAME, Frame((480, 640), IMAGE)]
     tensors = to_tensors(Prompts(points=[[[16, 24]], [[160, 240]]], labels=[[1], [1]]), frames, NUMBERS)
@@ -110,11 +118,8 @@ def test_a_pixel_outside_is_allowed() -> None:
             "expected: x in 0..64, y in 0..48 (original pixels) | fix: clip it: [3, 0]",
         ),
         ({"boxes": [[0, 0, 5, 5], [0, 0, 90, 48]]}, "box 1 lies outside the picture | got: [0, 0, 90, 48]"),
-        ({"points": np.zeros((6, 2)), "labels": np.ones(6), "boxes": BOX}, "6 points, 2 for the box, 1 of padding"),
-        (
-            {"points": np.zeros((8, 2)), "labels": np.ones(8)},
-            "got: 8 points, 1 of padding | expected: at most 8",
-        ),
+        ({"points": np.zeros((7, 2)), "labels": np.ones(7), "boxes": BOX}, "got: 7 points and 2 corners of the box | "),
+        ({"points": np.zeros((9, 2)), "labels": np.ones(9)}, "got: 9 points | expected: at most 8 in all | fix: give"),
         ({"masks": np.zeros((48, 64))}, "got: 48 x 64 | expected: 16 x 16 low-res logits | fix: pass result.logits"),
     ],
 )

@@ -1,0 +1,140 @@
+"""The exporter's commands. Light to import: PyTorch is loaded by the command that needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from xml.sax.saxutils import quoteattr
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from samrt.commands.output import print_json, progress_bar, write_whole
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("export")(export)
+    app.command("verify")(verify)
+    app.command("models")(models)
+    app.command("demo")(demo)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A model of `samrt models`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the bundle goes.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Official .pt, or safetensors in either layout.")] = None,
+    hub: Annotated[str | None, typer.Option(help="Model id on the Hugging Face hub.")] = None,
+    random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Live random weights.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Export a model to a bundle, every graph compared with PyTorch before it gets its name.
+
+    samrt export sam2.1-hiera-tiny --checkpoint sam2.1_hiera_tiny.pt -o bundles/tiny
+    """
+    from samrt_export.export import export_model
+
+    with progress_bar(f"export {model}") as progress:
+        report = export_model(
+            model,
+            out,
+            checkpoint=checkpoint,
+            hub=hub,
+            random_seed=random_weights,
+            precision=precision,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    worst = max(row.relative_l2 for row in report.parity)
+    if json_output:
+        rows = [row.to_json() for row in report.parity]
+        print_json({"path": str(report.path), "model": model, "seconds": report.seconds, "parity": rows})
+        return
+    print(f"{model} -> {report.path} in {report.seconds:.0f} s; largest relative error against PyTorch {worst:.1e}")
+    print(f"next: samrt info {report.path}")
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="The file the bundle was made from.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML report.")] = None,
+) -> None:
+    """Compare every graph of a bundle with PyTorch. Exits with 1 on a miss.
+
+    samrt verify bundles/tiny --checkpoint sam2.1_hiera_tiny.pt
+    """
+    from samrt_export.verify import VerifyReport, verify_bundle
+
+    def print_table(report: VerifyReport) -> None:
+        table = Table("graph", "form", "output", "sizes", "relative error", "cosine", "changes by", "")
+        for row in report.rows:
+            verdict = Text("ok", "green") if row.ok else Text("dead" if not row.is_alive else "MISS", "bold red")
+            sizes = ", ".join(f"{symbol} {size}" for symbol, size in row.sizes.items())
+            figures = (f"{row.relative_l2:.1e}", f"{row.cosine:.7f}", f"{row.alive:.2f}")
+            table.add_row(row.graph, row.form, row.output, sizes, *figures, verdict)
+        console = Console()
+        console.print(table)
+        console.print(f"{report.model}: {'verified' if report.ok else 'NOT the model it was made from'}")
+
+    with progress_bar("verify") as progress:
+        report = verify_bundle(bundle, checkpoint=checkpoint, progress=progress)
+    if junit is not None:
+        cases = []
+        for row in report.rows:
+            name = f"{row.graph} {row.form} {row.output} {row.sizes}"
+            problem = f"relative error {row.relative_l2:.2e}, tolerance {row.tolerance:.0e}, changes by {row.alive:.1e}"
+            failure = "" if row.ok else f"<failure message={quoteattr(problem)}/>"
+            cases.append(f"<testcase classname={quoteattr(report.model)} name={quoteattr(name)}>{failure}</testcase>")
+        failed = sum(not row.ok for row in report.rows)
+        suite = f'<testsuite name="samrt verify" tests="{len(cases)}" failures="{failed}">'
+        write_whole(junit, f'<?xml version="1.0"?>\n{suite}{"".join(cases)}</testsuite>\n'.encode())
+    if json_output:
+        print_json(report.to_json())
+    else:
+        print_table(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def models(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the models samrt can export."""
+    from samrt_export.registry import families
+
+    rows = [
+        {
+            "model": model,
+            "family": family.name,
+            "input": family.numbers(model)["image"]["size_hw"][0],
+            "abilities": list(family.abilities(model)),
+            "licence": family.licence(model)[0],
+            "weights": "shipped" if family.shipped_checkpoint(model) else f"--hub {family.hub_id(model)}",
+        }
+        for family in families().values()
+        for model in family.models
+    ]
+    if json_output:
+        print_json(rows)
+        return
+    table = Table("model", "family", "input px", "abilities", "licence", "weights")
+    for row in rows:
+        abilities = row["abilities"]
+        assert isinstance(abilities, list)
+        plain = (str(row[key]) for key in ("licence", "weights"))
+        table.add_row(str(row["model"]), str(row["family"]), str(row["input"]), ", ".join(abilities), *plain)
+    Console().print(table)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where pictures and report go.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Which pictures.")] = 0,
+) -> None:
+    """Export the shipped nano model, verify it, segment pictures in every way; leave PNGs and a report. Offline."""
+    from samrt_export.demo import run_demo
+
+    with progress_bar("demo") as progress:
+        report = run_demo(out, seed=seed, progress=progress)
+    Console().print(report.summary())

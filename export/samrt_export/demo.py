@@ -1,0 +1,234 @@
+"""``samrt demo``: the whole way on the shipped model: export, verify, segment pictures, leave PNGs and a report."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+import samrt
+from samrt.commands.output import write_whole
+from samrt_export.export import ExportReport, export_model
+from samrt_export.nano.clicks import box_around, corrective_click, innermost_point
+from samrt_export.nano.evaluate import iou
+from samrt_export.nano.scenes import HELD_OUT_SEED, Frame, scene_from_seed
+from samrt_export.progress import Progress, silent
+from samrt_export.verify import VerifyReport, verify_bundle
+
+MODEL = "nano"
+SIDE = 512
+"""Pictures are drawn larger than the model's input, as pictures are in life."""
+SCENES = (3, 22, 7, 17, 8, 20)
+"""Held-out pictures that are pleasant to look at, as offsets from the first seed."""
+SHEET, SHEET_COLUMNS = "demo.png", 3
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture segmented: what was asked, the overlay, the IoU with the truth, and how long the answer took."""
+
+    name: str
+    caption: str
+    iou: float
+    decode_ms: float
+    picture: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo did."""
+
+    out: Path
+    export: ExportReport
+    verify: VerifyReport
+    encode_ms: float
+    shots: tuple[Shot, ...]
+    seconds: float
+
+    def summary(self) -> str:
+        """A few lines for the terminal."""
+        worst = max(row.relative_l2 for row in self.verify.rows)
+        lines = [
+            f"exported and verified {MODEL}: largest relative error against PyTorch {worst:.1e}",
+            f"segmented {len(self.shots)} pictures without PyTorch; encoding took {self.encode_ms:.0f} ms each",
+            *(f"  {shot.caption.splitlines()[0]}: IoU {shot.iou:.3f}, {shot.decode_ms:.1f} ms" for shot in self.shots),
+            f"{self.seconds:.0f} s in all. Look at {self.out / SHEET}, then read {self.out / 'report.md'}",
+            f"Try: samrt segment {self.out / 'scene.png'} -b {self.out / 'bundle'} --point 256,256 -o mine.png",
+        ]
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """The report to read."""
+        rows = "\n".join(
+            f"| {shot.caption.splitlines()[0]} | {shot.iou:.3f} | {shot.decode_ms:.1f} | [{shot.name}.png]({shot.name}.png) |"
+            for shot in self.shots
+        )
+        parity = "\n".join(
+            f"| {row.graph} | {row.form} | {row.output} | {row.relative_l2:.1e} |"
+            for row in self.verify.rows
+            if row.sizes == self.verify.rows[0].sizes or row.sizes.get("prompts") == 1
+        )
+        return (
+            f"# samrt demo\n\n![what {MODEL} saw]({SHEET})\n\n"
+            f"Export {self.export.seconds:.1f} s, encoding {self.encode_ms:.0f} ms a picture ({SIDE} x {SIDE}).\n\n"
+            f"| prompt | IoU with the truth | answer, ms | picture |\n|---|---|---|---|\n{rows}\n\n"
+            f"## Graphs against PyTorch\n\n| graph | form | output | relative error |\n|---|---|---|---|\n{parity}\n"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """The report for a machine."""
+        return {
+            "seconds": self.seconds,
+            "export_s": self.export.seconds,
+            "encode_ms": self.encode_ms,
+            "verify": self.verify.to_json(),
+            "shots": [{key: value for key, value in asdict(shot).items() if key != "picture"} for shot in self.shots],
+        }
+
+
+def run_demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> DemoReport:
+    """Export nano to ``out/bundle``, verify it, segment pictures by every kind of prompt, write PNGs and reports to ``out``.
+
+    seed: moves on to other pictures. Raises any SamrtError of the steps.
+    """
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    exported = export_model(MODEL, out / "bundle", overwrite=True, progress=progress)
+    verified = verify_bundle(out / "bundle", progress=progress)
+    progress("segmenting", 0, 1)
+    frames = [scene_from_seed(HELD_OUT_SEED + seed + k).render(time=0.37 * (k % 16), size=SIDE) for k in SCENES]
+    with samrt.load(out / "bundle") as model:
+        encode_ms = _milliseconds(lambda: model.encode(frames[0].image))
+        shots = tuple(_shots(model, frames))
+    report = DemoReport(out, exported, verified, encode_ms, shots, time.perf_counter() - started)
+    _write(report, frames[0])
+    return report
+
+
+def _shots(model: samrt.Model, frames: list[Frame]) -> Iterator[Shot]:
+    """One picture for each way to prompt."""
+    yield _one_click(model, frames[0])
+    yield _box(model, frames[1])
+    yield _everything(model, frames[2])
+    yield _corrected(model, frames[3])
+    yield _mask_prompt(model, frames[4])
+    yield _points_both(model, frames[5])
+
+
+def _one_click(model: samrt.Model, frame: Frame) -> Shot:
+    target = frame.mask(_largest(frame))
+    point = innermost_point(target)
+    return _shot("click", "One click", model, frame, samrt.Prompts(points=[point], labels=[1]), target)
+
+
+def _box(model: samrt.Model, frame: Frame) -> Shot:
+    target = frame.mask(_largest(frame))
+    return _shot("box", "A box", model, frame, samrt.Prompts(boxes=box_around(target)), target, multimask=False)
+
+
+def _everything(model: samrt.Model, frame: Frame) -> Shot:
+    """All shapes at once, a click for each: one call."""
+    targets = np.stack([frame.mask(label) for label in frame.visible])
+    points = np.array([[innermost_point(target)] for target in targets])
+    prompts = samrt.Prompts(points=points, labels=np.ones(points.shape[:2], np.int32))
+    return _shot("many", f"{len(points)} prompts, one call", model, frame, prompts, targets)
+
+
+def _corrected(model: samrt.Model, frame: Frame) -> Shot:
+    """Clicks where the mask was wrong, each with the last logits as a mask prompt."""
+    target = frame.mask(frame.visible[0])
+    features = model.encode(frame.image)
+    points, labels = [innermost_point(target)], [1]
+    result = model.decode(features, samrt.Prompts(points=points, labels=labels)).best()
+    before = iou(result.masks[0, 0], target)
+    while len(points) < 4 and (click := corrective_click(result.masks[0, 0], target)) is not None:
+        points.append(click[0])
+        labels.append(click[1])
+        prompts = samrt.Prompts(points=points, labels=labels, masks=result.logits[:, 0])
+        result = model.decode(features, prompts, multimask=False)
+    prompts = samrt.Prompts(points=points, labels=labels, masks=result.logits[:, 0])
+    name = f"{len(points) - 1} corrective clicks (IoU {before:.3f} before)"
+    return _shot("corrected", name, model, frame, prompts, target, multimask=False)
+
+
+def _mask_prompt(model: samrt.Model, frame: Frame) -> Shot:
+    """A coarse mask alone, as another model might give it: blocks of 32 pixels."""
+    target = frame.mask(_largest(frame))
+    blocks = target.reshape(SIDE // 32, 32, SIDE // 32, 32).mean((1, 3))
+    side = model.manifest.numbers.prompts.mask_size_hw[0]
+    logits = np.kron(blocks * 20 - 10, np.ones((side * 32 // SIDE,) * 2)).astype(np.float32)
+    return _shot("mask", "A coarse mask", model, frame, samrt.Prompts(masks=logits), target, multimask=False)
+
+
+def _points_both(model: samrt.Model, frame: Frame) -> Shot:
+    """On this, not on that."""
+    ordered = sorted(frame.visible, key=lambda label: -int(frame.mask(label).sum()))
+    target, other = frame.mask(ordered[0]), frame.mask(ordered[1])
+    prompts = samrt.Prompts(points=[innermost_point(target), innermost_point(other)], labels=[1, 0])
+    return _shot("points", "This, not that", model, frame, prompts, target)
+
+
+def _shot(
+    name: str,
+    caption: str,
+    model: samrt.Model,
+    frame: Frame,
+    prompts: samrt.Prompts,
+    targets: NDArray[np.bool_],
+    multimask: bool = True,
+) -> Shot:
+    """Answer the prompts, time the answer, compare with the truth, draw."""
+    features = model.encode(frame.image)
+
+    def answer() -> NDArray[np.bool_]:
+        return model.decode(features, prompts, multimask=multimask).best().masks[:, 0]
+
+    masks = answer()
+    truth = targets if targets.ndim == 3 else targets[None]
+    mean_iou = float(np.mean([iou(mask, target) for mask, target in zip(masks, truth, strict=True)]))
+    picture = samrt.overlay(frame.image, masks, points=prompts.points, labels=prompts.labels, boxes=prompts.boxes)
+    return Shot(name, f"{caption}\nIoU {mean_iou:.3f}", mean_iou, _milliseconds(answer), picture)
+
+
+def _largest(frame: Frame) -> int:
+    """The label with the largest visible area."""
+    return max(frame.visible, key=lambda label: int(frame.mask(label).sum()))
+
+
+def _milliseconds(call: Callable[[], object], runs: int = 7) -> float:
+    """Median time of a call."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    return float(np.median(times))
+
+
+def _write(report: DemoReport, first: Frame) -> None:
+    """Pictures, contact sheet and reports."""
+    _save_png(report.out / "scene.png", first.image)
+    for shot in report.shots:
+        _save_png(report.out / f"{shot.name}.png", shot.picture)
+    sheet = samrt.grid(
+        [shot.picture for shot in report.shots],
+        SHEET_COLUMNS,
+        [shot.caption for shot in report.shots],
+        cell_px=380,
+    )
+    _save_png(report.out / SHEET, sheet)
+    write_whole(report.out / "report.md", report.to_markdown().encode())
+    write_whole(report.out / "report.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
+
+
+def _save_png(path: Path, array: NDArray[np.uint8]) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(array).save(buffer, "PNG", optimize=True)
+    write_whole(path, buffer.getvalue())

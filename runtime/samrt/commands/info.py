@@ -1,0 +1,96 @@
+"""``samrt info``: what a bundle holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from samrt.bundle import Bundle, open_bundle
+from samrt.commands.output import print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("info")(info)
+
+
+def info(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a bundle holds: source, licence, graphs, forms, parity, abilities."""
+    document = describe(open_bundle(bundle))
+    if json_output:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """A bundle in plain JSON values."""
+    manifest = bundle.manifest
+    source = manifest.source
+    return {
+        "folder": str(bundle.folder),
+        "digest": bundle.digest,
+        "model": source.model,
+        "checkpoint": {"kind": source.checkpoint_kind, "sha256": source.checkpoint_sha256, "seed": source.seed},
+        "licence": source.licence,
+        "licence_note": source.licence_note,
+        "made_with": {"samrt": source.samrt, "opset": source.opset, **source.versions},
+        "input_hw": list(manifest.numbers.image.size_hw),
+        "abilities": list(manifest.abilities),
+        "graphs": {
+            name: {
+                "inputs": [str(spec) for spec in graph.inputs],
+                "outputs": [str(spec) for spec in graph.outputs],
+                "profiles": {symbol: [p.min, p.opt, p.max] for symbol, p in graph.profiles.items()},
+                "forms": [
+                    {
+                        "file": form.file.file,
+                        "bytes": form.file.size + sum(record.size for record in form.data),
+                        "precision": form.precision,
+                        "targets": list(form.targets) or ["any"],
+                        "opset": form.opset,
+                        "worst_relative_l2": max(
+                            (m.get("relative_l2", 0.0) for m in form.parity.values()), default=None
+                        ),
+                    }
+                    for form in graph.forms
+                ],
+            }
+            for name, graph in manifest.graphs.items()
+        },
+    }
+
+
+def _print(document: dict[str, Any]) -> None:
+    console = Console()
+    checkpoint = document["checkpoint"]
+    weights = (
+        f"random, seed {checkpoint['seed']}" if checkpoint["kind"] == "random" else f"sha256 {checkpoint['sha256']}"
+    )
+    height, width = document["input_hw"]
+    console.print(f"[bold]{document['model']}[/bold]  {width} x {height}, {', '.join(document['abilities'])}")
+    console.print(f"weights: {weights}", soft_wrap=True)
+    console.print(f"licence: {document['licence']}")
+    console.print("made with: " + ", ".join(f"{name} {version}" for name, version in document["made_with"].items()))
+    table = Table("graph", "inputs and outputs", "form", "for", "MiB", "parity")
+    for name, graph in document["graphs"].items():
+        tensors = "\n".join([*graph["inputs"], *(f"-> {output}" for output in graph["outputs"])])
+        for index, form in enumerate(graph["forms"]):
+            parity = form["worst_relative_l2"]
+            table.add_row(
+                "" if index else name,
+                "" if index else tensors,
+                f"{form['precision']}, opset {form['opset']}",
+                ", ".join(form["targets"]),
+                f"{form['bytes'] / 2**20:.1f}",
+                "" if parity is None else f"{parity:.1e}",
+            )
+        table.add_section()
+    console.print(table)
