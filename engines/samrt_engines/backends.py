@@ -13,7 +13,8 @@ from samrt_engines.errors import MissingExtraError, pip_line
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
-# onnxruntime and onnxruntime-gpu install the same module over each other, so one has to go before the other comes.
+# onnxruntime and onnxruntime-gpu install the same module over each other: both have to go before one comes.
+GET_CPU_PROVIDER = f"pip uninstall -y onnxruntime onnxruntime-gpu && {pip_line('cpu')}"
 GET_CUDA_PROVIDER = f"pip uninstall -y onnxruntime onnxruntime-gpu && {pip_line('gpu')}"
 
 
@@ -42,10 +43,8 @@ def import_onnxruntime() -> ModuleType:
     purpose = "to run graphs on ONNX Runtime"
     package = _import("onnxruntime", extra="cpu", purpose=purpose)
     if not hasattr(package, "InferenceSession"):  # a folder without code is left when one of its two builds is removed
-        raise MissingExtraError(
-            f"the package onnxruntime is needed {purpose}",
-            got="remains of an uninstalled build",
-            fix=f"pip uninstall -y onnxruntime onnxruntime-gpu && {pip_line('cpu')}",
+        raise MissingExtraError.for_package(
+            "onnxruntime", extra="cpu", purpose=purpose, got="remains of an uninstalled build", fix=GET_CPU_PROVIDER
         )
     return package
 

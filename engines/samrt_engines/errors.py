@@ -121,9 +121,11 @@ class MissingExtraError(BackendError, ImportError):
     code = "backend.extra"
 
     @classmethod
-    def for_package(cls, package: str, *, extra: str, purpose: str, got: str = "not installed") -> Self:
+    def for_package(
+        cls, package: str, *, extra: str, purpose: str, got: str = "not installed", fix: str | None = None
+    ) -> Self:
         """The one wording for all of them. `purpose` reads after "is needed": "to run graphs on ONNX Runtime"."""
-        return cls(f"the package {package} is needed {purpose}", got=got, fix=pip_line(extra))
+        return cls(f"the package {package} is needed {purpose}", got=got, fix=fix or pip_line(extra))
 
 
 class ProviderError(BackendError):

@@ -119,12 +119,9 @@ def models(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.
     if json_output:
         print_json(rows)
         return
-    table = Table("model", "family", "input px", "abilities", "licence", "weights")
+    table = Table("model", "input", "licence", "weights", box=None)
     for row in rows:
-        abilities = row["abilities"]
-        assert isinstance(abilities, list)
-        plain = (str(row[key]) for key in ("licence", "weights"))
-        table.add_row(str(row["model"]), str(row["family"]), str(row["input"]), ", ".join(abilities), *plain)
+        table.add_row(str(row["model"]), f"{row['input']} px", str(row["licence"]), str(row["weights"]))
     Console().print(table)
 
 

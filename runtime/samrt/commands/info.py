@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from samrt.bundle import Bundle, open_bundle
 from samrt.commands.output import print_json
@@ -79,18 +79,17 @@ def _print(document: dict[str, Any]) -> None:
     console.print(f"weights: {weights}", soft_wrap=True)
     console.print(f"licence: {document['licence']}")
     console.print("made with: " + ", ".join(f"{name} {version}" for name, version in document["made_with"].items()))
-    table = Table("graph", "inputs and outputs", "form", "for", "MiB", "parity")
     for name, graph in document["graphs"].items():
-        tensors = "\n".join([*graph["inputs"], *(f"-> {output}" for output in graph["outputs"])])
-        for index, form in enumerate(graph["forms"]):
+        sizes = ", ".join(f"{symbol} {least}..{most}" for symbol, (least, _, most) in graph["profiles"].items())
+        console.print(f"\n[bold]{name}[/bold]  {sizes}")
+        for mark, tensors in (("in ", graph["inputs"]), ("out", graph["outputs"])):
+            for tensor in tensors:
+                console.print(Text(f"  {mark} {tensor}"), soft_wrap=True)
+        for form in graph["forms"]:
             parity = form["worst_relative_l2"]
-            table.add_row(
-                "" if index else name,
-                "" if index else tensors,
-                f"{form['precision']}, opset {form['opset']}",
-                ", ".join(form["targets"]),
-                f"{form['bytes'] / 2**20:.1f}",
-                "" if parity is None else f"{parity:.1e}",
+            console.print(
+                f"  {form['precision']}, opset {form['opset']}, for {', '.join(form['targets'])}: "
+                f"{form['file']}, {form['bytes'] / 2**20:.1f} MiB"
+                + ("" if parity is None else f", relative error {parity:.1e}"),
+                soft_wrap=True,
             )
-        table.add_section()
-    console.print(table)

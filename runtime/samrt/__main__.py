@@ -1,0 +1,5 @@
+"""``python -m samrt``."""
+
+from samrt.cli import main
+
+main()
