@@ -8,9 +8,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner, Result
+
 from samrt import BundleError, CheckpointError, ExportError
 from samrt.cli import build_app
-from typer.testing import CliRunner, Result
 
 
 def run(*arguments: object) -> Result:
@@ -20,7 +21,11 @@ def run(*arguments: object) -> Result:
 def test_models_lists_all_nine() -> None:
     rows = json.loads(run("models", "--json").stdout)
     assert [row["model"] for row in rows] == [
-        *(f"{version}-hiera-{size}" for version in ("sam2.1", "sam2") for size in ("tiny", "small", "base-plus", "large")),
+        *(
+            f"{version}-hiera-{size}"
+            for version in ("sam2.1", "sam2")
+            for size in ("tiny", "small", "base-plus", "large")
+        ),
         "nano",
     ]
     assert "facebook/sam2.1-hiera-large" in run("models").stdout

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import PIL.Image
+
 from samrt_export.demo import run_demo
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints in, verified bundles out: the exporter of samrt, and the only place with PyTorch and ONNX."""
