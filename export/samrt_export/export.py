@@ -15,9 +15,9 @@ from samrt.manifest import VERSION
 from samrt_engines.errors import DeadOutputError, ExportError, ParityError
 from samrt_engines.executor import open_executor
 from samrt_export.onnx_graph import OPSET, onnx_from_spec
-from samrt_export.parity import ALIVE, TOLERANCE, ParityRow, measure_parity, summary
+from samrt_export.parity import ALIVE, TOLERANCE, ParityRow, ReferenceRun, measure_parity, reference_runs, summary
 from samrt_export.progress import Progress, silent
-from samrt_export.registry import Family, GraphSpec, TargetedForm, find
+from samrt_export.registry import Family, GraphSpec, find
 from samrt_export.source import Weights, load_weights
 from samrt_export.writer import bundle_folder, write_file, write_manifest
 
@@ -62,34 +62,45 @@ def export_model(
         specs = family.graphs(weights.module, model)
         rows: list[ParityRow] = []
         entries: dict[str, Any] = {}
-        forms = [(spec, form) for spec in specs for form in (*spec.targeted, TargetedForm(spec.module, ()))]
-        for index, (spec, form) in enumerate(forms):
-            name = " for ".join((spec.name, *form.targets))
-            progress(f"{name}: ONNX", 2 * index, 2 * len(forms))
-            content = onnx_from_spec(spec, form.module).SerializeToString(deterministic=True)
-            progress(f"{name}: parity", 2 * index + 1, 2 * len(forms))
-            form_rows = checked_parity(spec, content, precision, form.targets)
-            record = write_file(folder, ".".join((spec.name, *form.targets, "onnx")), content) | {
-                "data": [],
-                "precision": precision,
-                "targets": list(form.targets),
-                "opset": OPSET,
-                "parity": summary(form_rows),
-            }
-            entries.setdefault(spec.name, _graph_entry(spec) | {"forms": []})["forms"].append(record)
-            rows += form_rows
+        done, total = 0, sum(len(spec.forms) for spec in specs)
+        for spec in specs:
+            progress(f"{spec.name}: PyTorch", done, total)
+            runs = reference_runs(spec)
+            entries[spec.name] = _graph_entry(spec) | {"forms": []}
+            for form in spec.forms:
+                name = " for ".join((spec.name, *form.targets))
+                progress(f"{name}: ONNX", done, total)
+                content = onnx_from_spec(spec, form.module).SerializeToString(deterministic=True)
+                progress(f"{name}: parity", done, total)
+                form_rows = checked_parity(spec, content, precision, form.targets, runs)
+                record = write_file(folder, ".".join((spec.name, *form.targets, "onnx")), content) | {
+                    "data": [],
+                    "precision": precision,
+                    "targets": list(form.targets),
+                    "opset": OPSET,
+                    "parity": summary(form_rows),
+                }
+                entries[spec.name]["forms"].append(record)
+                rows += form_rows
+                done += 1
         write_manifest(folder, _manifest(family, model, weights, entries))
-        progress("done", 2 * len(forms), 2 * len(forms))
+        progress("done", total, total)
     return ExportReport(out, model, tuple(rows), time.perf_counter() - started)
 
 
-def checked_parity(spec: GraphSpec, content: bytes, precision: str, targets: tuple[str, ...] = ()) -> list[ParityRow]:
+def checked_parity(
+    spec: GraphSpec,
+    content: bytes,
+    precision: str,
+    targets: tuple[str, ...] = (),
+    runs: tuple[ReferenceRun, ...] | None = None,
+) -> list[ParityRow]:
     """Compare a graph with its module. Raises DeadOutputError, ParityError."""
     ranges = {symbol: (least, most) for symbol, (least, _, most) in spec.profiles.items()}
     with open_executor(
         content, device="cpu", inputs=spec.inputs, outputs=spec.outputs, ranges=ranges, name=spec.name
     ) as executor:
-        rows = list(measure_parity(spec, executor, precision, targets))
+        rows = list(measure_parity(spec, executor, precision, targets, runs))
     for row in rows:
         where = f"{row.graph}: output '{row.output}' at {row.sizes}"
         if not row.is_alive:

@@ -20,14 +20,14 @@ OPSET = 23
 """The first with ``Attention`` and ``RotaryEmbedding``; TensorRT parses both since 10.15."""
 
 
-def onnx_from_spec(spec: GraphSpec, module: nn.Module | None = None) -> onnx.ModelProto:
-    """Trace, convert and clean one graph; ``module`` is another form of it than the spec's own.
+def onnx_from_spec(spec: GraphSpec, module: nn.Module) -> onnx.ModelProto:
+    """Trace, convert and clean one form of a graph.
 
     The result declares exactly the spec's inputs and outputs. It carries no paths, no stack traces and no time: the same
     weights give the same bytes.
     """
     # Symbols are traced at sizes from 2 up (0 and 1 are special to torch.export), broadcast ones as the constant 1.
-    sizes = {symbol: 1 if symbol in spec.broadcast else 2 + i for i, symbol in enumerate(spec.profiles)}
+    sizes = dict(spec.checks[1]) | dict.fromkeys(spec.broadcast, 1)
     feeds = spec.sample(sizes, 0)
     shapes = tuple(
         {
@@ -39,7 +39,7 @@ def onnx_from_spec(spec: GraphSpec, module: nn.Module | None = None) -> onnx.Mod
     )
     with _quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
-            module or spec.module,
+            module,
             tuple(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs),
             dynamo=True,
             opset_version=OPSET,

@@ -52,36 +52,46 @@ class ParityRow:
         return asdict(self) | {"ok": self.ok}
 
 
-def size_sets(spec: GraphSpec) -> tuple[dict[str, int], ...]:
-    """Two sets of symbol sizes: the profile's usual ones, and odd ones nobody traced with."""
-    usual = {symbol: opt for symbol, (_, opt, _) in spec.profiles.items()}
-    odd = {symbol: min(3 + index * 2, most) for index, (symbol, (_, _, most)) in enumerate(spec.profiles.items())}
-    if spec.broadcast:
-        usual |= dict.fromkeys(spec.broadcast, 1)
-        odd |= dict.fromkeys(spec.broadcast, odd["prompts"])
-    return usual, odd
-
-
 def form_name(precision: str, targets: tuple[str, ...]) -> str:
     """What reports call a form: "fp32", or "fp32 for onnxruntime-cpu"."""
     return f"{precision} for {', '.join(targets)}" if targets else precision
 
 
+@dataclass(frozen=True)
+class ReferenceRun:
+    """A graph's module on two input sets (`SEEDS`) at one set of sizes: what every form of the graph is compared with."""
+
+    sizes: dict[str, int]
+    feeds: tuple[Feeds, ...]
+    outputs: tuple[Feeds, ...]
+
+
+def reference_runs(spec: GraphSpec) -> tuple[ReferenceRun, ...]:
+    """Run the module at the sizes of ``spec.checks``."""
+    runs = []
+    for sizes in spec.checks:
+        feeds = tuple(spec.sample(sizes, seed) for seed in SEEDS)
+        runs.append(ReferenceRun(dict(sizes), feeds, tuple(run_module(spec, feed) for feed in feeds)))
+    return tuple(runs)
+
+
 def measure_parity(
-    spec: GraphSpec, executor: Executor, precision: str, targets: tuple[str, ...] = ()
+    spec: GraphSpec,
+    executor: Executor,
+    precision: str,
+    targets: tuple[str, ...] = (),
+    runs: tuple[ReferenceRun, ...] | None = None,
 ) -> Iterator[ParityRow]:
-    """Run a stored form of a graph, and the graph's module, on two input sets at each of two sets of sizes."""
-    for sizes in size_sets(spec):
-        feeds = [spec.sample(sizes, seed) for seed in SEEDS]
-        ours = [executor.run(feed) for feed in feeds]
-        theirs = [run_module(spec, feed) for feed in feeds]
+    """Run a stored form of a graph where its module was run; ``runs`` where they were made before."""
+    for run in reference_runs(spec) if runs is None else runs:
+        ours, theirs = [executor.run(feed) for feed in run.feeds], run.outputs
         for output in (out.name for out in spec.outputs):
             max_abs, relative_l2, cosine = _errors([a[output] for a in ours], [b[output] for b in theirs])
             yield ParityRow(
                 graph=spec.name,
                 form=form_name(precision, targets),
                 output=output,
-                sizes=sizes,
+                sizes=run.sizes,
                 max_abs=max_abs,
                 relative_l2=relative_l2,
                 cosine=cosine,
@@ -90,7 +100,7 @@ def measure_parity(
             )
 
 
-def run_module(spec: GraphSpec, feeds: Feeds) -> dict[str, NDArray[Any]]:
+def run_module(spec: GraphSpec, feeds: Feeds) -> Feeds:
     """The PyTorch module on a graph's feeds."""
     with torch.inference_mode():
         outputs = spec.module(*(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs))

@@ -23,21 +23,24 @@ Feeds = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class TargetedForm:
-    """The same computation arranged for another kind of executor: a module with the graph's inputs and outputs."""
+class Form:
+    """One arrangement of a graph's computation, to be stored; for which targets (none named: any)."""
 
     module: nn.Module
-    targets: tuple[str, ...]
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class GraphSpec:
     """One graph to export.
 
-    ``module`` takes the tensors of ``inputs`` positionally and returns a tuple in the order of ``outputs``.
-    ``profiles`` gives (min, opt, max) for every symbolic dimension. ``sample(sizes, seed)`` makes live inputs for given
-    symbol sizes. Symbols in ``broadcast`` are traced as the constant 1 and given their name back in the file: their
-    tensors may only meet elementwise operators, so that 1 or P both work.
+    ``module`` computes it as upstream does and is what every form is compared with. It takes the tensors of ``inputs``
+    positionally and returns a tuple in the order of ``outputs``; the modules of ``forms`` do the same. A runtime takes the
+    first form that fits its target.
+    ``profiles`` gives (min, opt, max) for every symbolic dimension of the inputs. ``checks`` are the two sets of sizes at
+    which parity is measured, the usual one and a larger one, at which the graph is traced too. ``sample(sizes, seed)``
+    makes live inputs for given sizes. Symbols in ``broadcast`` are traced as the constant 1 and given their name back in
+    the file: their tensors may only meet operators that broadcast, so that both sizes of the checks work.
     """
 
     name: str
@@ -45,10 +48,10 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: Mapping[str, tuple[int, int, int]]
+    checks: tuple[Mapping[str, int], Mapping[str, int]]
     sample: Callable[[Mapping[str, int], int], Feeds]
+    forms: tuple[Form, ...]
     broadcast: frozenset[str] = field(default_factory=frozenset)
-    targeted: tuple[TargetedForm, ...] = ()
-    """Further forms, for targets that are faster with them. All are compared with ``module``."""
 
 
 @dataclass(frozen=True)

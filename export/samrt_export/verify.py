@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from samrt.bundle import open_bundle
 from samrt_engines.errors import BundleError
 from samrt_engines.executor import open_executor
-from samrt_export.parity import TOLERANCE, ParityRow, form_name, measure_parity
+from samrt_export.parity import TOLERANCE, ParityRow, form_name, measure_parity, reference_runs
 from samrt_export.progress import Progress, silent
 from samrt_export.source import reference_graphs
 
@@ -45,6 +46,7 @@ def verify_bundle(path: Path, *, checkpoint: Path | None = None, progress: Progr
         raise BundleError("the bundle lacks graphs", got=", ".join(manifest.graphs), expected=", ".join(specs))
     forms = [(name, form) for name in specs for form in manifest.graphs[name].forms]
     rows: list[ParityRow] = []
+    runs = lru_cache(maxsize=1)(lambda name: reference_runs(specs[name]))  # the forms of a graph follow each other
     for index, (name, form) in enumerate(forms):
         progress(f"{name}: {form_name(form.precision, form.targets)}", index, len(forms))
         graph = manifest.graphs[name]
@@ -58,6 +60,6 @@ def verify_bundle(path: Path, *, checkpoint: Path | None = None, progress: Progr
             ranges=graph.ranges,
             name=name,
         ) as executor:
-            rows += measure_parity(specs[name], executor, form.precision, form.targets)
+            rows += measure_parity(specs[name], executor, form.precision, form.targets, runs(name))
     progress("done", len(forms), len(forms))
     return VerifyReport(manifest.source.model, tuple(rows))

@@ -15,7 +15,8 @@ from samrt_engines.errors import ImageError
 class Features:
     """The features of B pictures, from `Model.encode`. Immutable, may be shared between threads, pickled and cached.
 
-    A picture at 1024 x 1024 in SAM 2 takes 16 MiB (see `nbytes`): 4 for image_embed, 8 and 4 for the two finer maps.
+    A picture at 1024 x 1024 in SAM 2 takes 22 MiB (see `nbytes`): 4 for image_embed, 6 for what the decoder's first layer
+    makes of it, 8 and 4 for the two finer maps.
     They live as long as this object, whatever becomes of the model.
     """
 

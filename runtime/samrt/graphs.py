@@ -33,10 +33,12 @@ def check_graphs(manifest: Manifest) -> None:
     _check(IMAGE_ENCODER, encoder.inputs, picture, ("float32", "uint8"), (None, *numbers.image.size_hw, 3))
     if len(encoder.inputs) != 1:
         _refuse("graphs.image_encoder.inputs", f"{len(encoder.inputs)} tensors", "one tensor")
-    mask_shape = (None, 1, *numbers.prompts.mask_size_hw)
     _check(PROMPT_ENCODER, prompter.inputs, "point_coords", ("float32",), (None, None, 2))
     _check(PROMPT_ENCODER, prompter.inputs, "point_labels", ("int32",), (None, None))
-    _check(PROMPT_ENCODER, prompter.inputs, "mask_input", ("float32",), mask_shape)
+    mask = _check(PROMPT_ENCODER, prompter.inputs, "mask_input", ("float32",), (None, 1, None, None))
+    if tuple(largest(prompter, "mask_input", axis) for axis in (2, 3)) != numbers.prompts.mask_size_hw:
+        height, width = numbers.prompts.mask_size_hw
+        _refuse("graphs.prompt_encoder.inputs", str(mask), f"numbers.prompts.mask_size_hw, {height} x {width}, at most")
     _check(PROMPT_ENCODER, prompter.inputs, "has_mask_input", ("float32",), (None,))
     if len(prompter.inputs) != 4:
         _refuse("graphs.prompt_encoder.inputs", ", ".join(spec.name for spec in prompter.inputs), "the four above")
@@ -77,6 +79,14 @@ def largest(graph: Graph, tensor: str, axis: int) -> int:
     if isinstance(size, int):
         return size
     return graph.profiles[size].max if size in graph.profiles else _NO_LIMIT
+
+
+def absent_mask_hw(manifest: Manifest) -> tuple[int, int]:
+    """The size of ``mask_input`` where no prompt has a mask: the smallest that the prompt encoder takes."""
+    graph = manifest.graphs[PROMPT_ENCODER]
+    shape = next(spec.shape for spec in graph.inputs if spec.name == "mask_input")
+    height, width = (size if isinstance(size, int) else graph.profiles[size].min for size in shape[2:])
+    return height, width
 
 
 def _target(backend: str, device: str) -> str:

@@ -21,6 +21,7 @@ from samrt.graphs import (
     OBJECT_SCORES,
     PROMPT_ENCODER,
     SCORES,
+    absent_mask_hw,
     check_graphs,
     choose_form,
     largest,
@@ -96,6 +97,7 @@ class Model:
         self._inputs = [spec.name for spec in decoder.inputs]
         self._outputs = [spec.name for spec in decoder.outputs if spec.name in (MASKS, SCORES, OBJECT_SCORES)]
         self._most_images = largest(encoder, encoder.inputs[0].name, axis=0)
+        self._absent_mask_hw = absent_mask_hw(bundle.manifest)
         self._most_points = largest(prompter, "point_coords", axis=1)
         decoder_limits = {name: largest(decoder, name, axis=0) for name in self._inputs}
         prompt_limits = [decoder_limits[name] for name in self._inputs if name in embeddings]
@@ -228,7 +230,7 @@ class Model:
     ) -> tuple[Candidates, NDArray[np.float32]]:
         """Run the prompts through prompt encoder and mask decoder, in parts where there are too many for one run."""
         numbers = self.manifest.numbers
-        tensors = to_tensors(prompts, frames, numbers.prompts, self._most_points)
+        tensors = to_tensors(prompts, frames, numbers.prompts, self._most_points, self._absent_mask_hw)
         most = self._most_prompts if len(features) == 1 else self._most_pairs
         chosen: list[Candidates] = []
         object_scores: list[NDArray[np.float32]] = []

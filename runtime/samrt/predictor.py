@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,7 +119,11 @@ class ImagePredictor:
         """The features the decoder attends to, ``image_embed``: float32 (B, C, h, w), read-only."""
         features = self._stored(batch=self._is_batch)
         embedding: Float32Array = features.tensors["image_embed"]
-        return embedding
+        if embedding.ndim == 4:
+            return embedding
+        height, width = self.model.manifest.numbers.masks.size_hw  # (B, h * w, C): of the masks' proportions
+        rows = math.isqrt(embedding.shape[1] * height // width)
+        return embedding.transpose(0, 2, 1).reshape(len(embedding), embedding.shape[2], rows, -1)
 
     @property
     def device(self) -> str:

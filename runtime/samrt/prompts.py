@@ -79,12 +79,17 @@ class Prompts:
 
 
 def to_tensors(
-    prompts: Prompts, frames: Sequence[Frame], numbers: PromptNumbers, max_columns: int | None = None
+    prompts: Prompts,
+    frames: Sequence[Frame],
+    numbers: PromptNumbers,
+    max_columns: int | None = None,
+    absent_mask_hw: tuple[int, int] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Turn prompts into the prompt encoder's feeds.
 
     frames: one for all prompts, or one for each
     max_columns: the most columns of points the graph takes, where its profile says so
+    absent_mask_hw: size of mask_input where no prompt has a mask; None is the size of a mask
     returns: point_coords float32 (P, N, 2) in input pixels; point_labels int32 (P, N); mask_input float32 (P, 1, h, w);
         has_mask_input float32 (P,). Columns are the box's two corners, the points, and the padding point, where the
         model wants one; N is 0 for masks alone.
@@ -94,7 +99,7 @@ def to_tensors(
     columns = _columns(prompts, numbers)
     _check_count(columns, numbers.max_points, max_columns)
     coords, labels = _place_points(prompts, frames, numbers, columns)
-    mask_input, has_mask = _mask_tensors(prompts, numbers)
+    mask_input, has_mask = _mask_tensors(prompts, numbers, absent_mask_hw)
     return {
         "point_coords": coords,
         "point_labels": labels,
@@ -175,10 +180,13 @@ def _check_inside(prompts: Prompts, coords: Float32Array, frames: Sequence[Frame
         )
 
 
-def _mask_tensors(prompts: Prompts, numbers: PromptNumbers) -> tuple[Float32Array, Float32Array]:
+def _mask_tensors(
+    prompts: Prompts, numbers: PromptNumbers, absent_hw: tuple[int, int] | None
+) -> tuple[Float32Array, Float32Array]:
     height, width = numbers.mask_size_hw
     if prompts.masks is None:
-        return np.zeros((len(prompts), 1, height, width), np.float32), np.zeros(len(prompts), np.float32)
+        shape = (len(prompts), 1, *(absent_hw or (height, width)))
+        return np.zeros(shape, np.float32), np.zeros(len(prompts), np.float32)
     if prompts.masks.shape[1:] != (height, width):
         raise PromptError(
             "a mask prompt has the wrong size",

@@ -1,4 +1,7 @@
-"""Hiera, the hierarchical vision transformer of SAM 2 (arXiv 2306.00989, with absolute window positions, 2311.05613)."""
+"""Hiera, the hierarchical vision transformer of SAM 2 (arXiv 2306.00989, with absolute window positions, 2311.05613).
+
+Maps are (B, H, W, C) throughout. ``ort_cpu=True`` arranges the same computation for ONNX Runtime's CPU kernels.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samrt_export.blocks.contrib import multi_head_attention
 from samrt_export.blocks.layers import MLP
 
 
@@ -31,9 +35,12 @@ class HieraConfig:
 
 
 def max_pool_2x2(x: Tensor) -> Tensor:
-    """x: (B, H, W, C) -> (B, H/2, W/2, C). A reduction over two axes: no layout change, unlike MaxPool2d on NHWC."""
+    """x: (B, H, W, C) -> (B, H/2, W/2, C). No layout change, unlike MaxPool2d on NHWC; rows first, so that each reduction
+    runs over long stretches of memory.
+    """
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).amax((2, 4))
+    rows = x.reshape(b, h // 2, 2, w * c).amax(2)
+    return rows.reshape(b, h // 2, w // 2, 2, c).amax(3)
 
 
 def windows_from_map(x: Tensor, window: int) -> Tensor:
@@ -66,8 +73,10 @@ class MultiScaleAttention(nn.Module):
         self.qkv = nn.Linear(dim, dim_out * 3)
         self.proj = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ort_cpu: bool = False) -> Tensor:
         """x: (B, H, W, dim) -> (B, H or H/2, W or W/2, dim_out)."""
+        if ort_cpu:
+            return self._forward_ort_cpu(x)
         b, h, w, _ = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # each (B, H, W, dim_out)
         if self.pool:
@@ -76,6 +85,19 @@ class MultiScaleAttention(nn.Module):
         x = F.scaled_dot_product_attention(heads(q), heads(k), heads(v))  # (B, heads, tokens, dim)
         h, w = (h // 2, w // 2) if self.pool else (h, w)
         return self.proj(x.transpose(1, 2).reshape(b, h, w, -1))  # type: ignore[no-any-return]
+
+    def _forward_ort_cpu(self, x: Tensor) -> Tensor:
+        """Three products instead of one and a Split; their bias goes to the attention operator, which adds it on its way."""
+        b, h, w, _ = x.shape
+        dim = self.proj.in_features
+        q, k, v = (
+            F.linear(x.flatten(1, 2), self.qkv.weight[i * dim : (i + 1) * dim]) for i in range(3)
+        )  # (B, HW, dim)
+        if self.pool:  # pooling and adding a bias may change places
+            q = max_pool_2x2(q.reshape(b, h, w, -1)).flatten(1, 2)
+            h, w = h // 2, w // 2
+        x = multi_head_attention(q, k, v, self.qkv.bias, self.num_heads)
+        return self.proj(x).reshape(b, h, w, -1)  # type: ignore[no-any-return]
 
     def _split_heads(self, x: Tensor, batch: int) -> Tensor:
         """x: (B, H, W, C) -> (B, heads, H * W, C / heads)."""
@@ -97,7 +119,7 @@ class MultiScaleBlock(nn.Module):
         if dim != dim_out:
             self.proj = nn.Linear(dim, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ort_cpu: bool = False) -> Tensor:
         """x: (B, H, W, dim) -> (B, H or H/2, W or W/2, dim_out)."""
         normed = self.norm1(x)
         shortcut = self.proj(normed) if hasattr(self, "proj") else x
@@ -105,10 +127,11 @@ class MultiScaleBlock(nn.Module):
             shortcut = max_pool_2x2(shortcut)
         hw = (shortcut.shape[1], shortcut.shape[2])
         if self.window == 0:
-            attended = self.attn(normed)
+            attended = self.attn(normed, ort_cpu)
         else:
             window_out = self.window // 2 if self.pool else self.window
-            attended = map_from_windows(self.attn(windows_from_map(normed, self.window)), window_out, hw)
+            windows = self.attn(windows_from_map(normed, self.window), ort_cpu)
+            attended = map_from_windows(windows, window_out, hw)
         x = shortcut + attended
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
@@ -153,13 +176,30 @@ class Hiera(nn.Module):
         tiles = [size // window for size, window in zip(hw, self.pos_embed_window.shape[-2:], strict=True)]
         return (embedding + self.pos_embed_window.tile(1, 1, *tiles)).permute(0, 2, 3, 1)
 
-    def forward(self, x: Tensor, position: Tensor | None = None) -> list[Tensor]:
-        """x: (B, 3, H, W) normalised -> maps (B, C_i, H_i, W_i), finest first."""
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x: (B, 3, H, W) normalised -> maps (B, H_i, W_i, C_i), finest first."""
         x = self.patch_embed(x)  # (B, H/4, W/4, C)
-        x = x + (self.position_embedding((x.shape[1], x.shape[2])) if position is None else position)
+        return self.stages(x + self.position_embedding((x.shape[1], x.shape[2])))
+
+    def stages(self, x: Tensor, ort_cpu: bool = False) -> list[Tensor]:
+        """x: (B, H/4, W/4, C) patches with their positions -> maps (B, H_i, W_i, C_i), finest first."""
         maps = []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, ort_cpu)
             if i in self.stage_ends:
-                maps.append(x.permute(0, 3, 1, 2))
+                maps.append(x)
         return maps
+
+    def patch_form(self, mean: Tensor, std: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Normalisation, patches and positions as one convolution and one constant. Depends on weights only.
+
+        mean, std: (3,) in the image's own range; hw: of the image
+        Returns weight (C, 3, 7, 7), for images before normalisation, and position (1, H/4, W/4, C), to be added.
+
+        The convolution is linear and pads with zeros *after* normalisation: what -mean contributes is a map of its own.
+        """
+        weight = self.patch_embed.proj.weight / std.reshape(1, 3, 1, 1)
+        shift = -mean.reshape(1, 3, 1, 1).expand(1, 3, *hw)
+        shift_map = F.conv2d(shift, weight, self.patch_embed.proj.bias, self.patch_embed.proj.stride, padding=3)
+        position = self.position_embedding((hw[0] // 4, hw[1] // 4)) + shift_map.permute(0, 2, 3, 1)
+        return weight.detach(), position.detach()

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samrt_export.blocks.fpn import FpnNeck, LevelReader, linear_1x1
 from samrt_export.blocks.layers import MLP, LayerNorm2d
-from samrt_export.blocks.two_way import TwoWayTransformer
+from samrt_export.blocks.two_way import ImageProjections, TwoWayTransformer
 
 
 class MaskDecoder(nn.Module):
@@ -40,36 +41,52 @@ class MaskDecoder(nn.Module):
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
 
     def forward(
-        self, image: Tensor, position: Tensor, sparse: Tensor, high_res: tuple[Tensor, Tensor], folded: bool = False
+        self,
+        image: Tensor,
+        position: Tensor,
+        sparse: Tensor,
+        high_res: tuple[Tensor, Tensor],
+        hw: tuple[int, int],
+        projected: ImageProjections | None = None,
+        folded: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Predict every mask candidate of P prompts.
 
-        image: (P, C, h, w) image embedding with the dense prompt added; position: (1, C, h, w); sparse: (P, N, C);
-        high_res: (P or 1, hw, 16, C/8) and (P or 1, hw, 4, C/4), from `high_res_features`. folded: see two_way.
+        image: (P, hw, C) image embedding with the dense prompt added; position: (1, hw, C); sparse: (P, N, C);
+        high_res: (P or 1, hw, 16, C/8) and (P or 1, hw, 4, C/4), from `high_res_features`; hw: of the embedding;
+        projected, folded: see two_way.
         Returns masks (P, M, 4h, 4w) logits, iou (P, M) in 0..1, object score (P, 1) logit, mask tokens (P, M, C).
         """
-        h, w = image.shape[-2:]
         own = torch.cat((self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight))  # (2 + M, C)
         tokens = torch.cat((own[None].expand(sparse.shape[0], -1, -1), sparse), dim=1)  # (P, 2 + M + N, C)
-        keys, key_pe = image.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)  # (P, hw, C)
-        tokens, keys = self.transformer(keys, key_pe, tokens, folded)
+        tokens, keys = self.transformer(image, position, tokens, projected, folded)
         mask_tokens = tokens[:, 2 : 2 + self.num_masks]  # (P, M, C)
         filters = torch.stack(
             [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # (P, M, C/8)
         nested = filters @ self._upscale(keys, *high_res).flatten(1, 2).transpose(1, 2)  # (P, M, hw * 16)
-        masks = raster_from_nested(nested, (h, w))  # (P, M, 4h, 4w)
+        masks = raster_from_nested(nested, hw)  # (P, M, 4h, 4w)
         return masks, self.iou_prediction_head(tokens[:, 1]), self.pred_obj_score_head(tokens[:, 0]), mask_tokens
 
     def high_res_features(self, fine: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
-        """fine: (B, C, 4h, 4w), middle: (B, C, 2h, 2w) pyramid levels -> (B, hw, 16, C/8), (B, hw, 4, C/4), nested.
+        """fine: (B, 4h, 4w, C), middle: (B, 2h, 2w, C) pyramid levels -> (B, hw, 16, C/8), (B, hw, 4, C/4), nested.
 
         The upscaling layers' biases are added here, once per image, and not in every answer to a prompt.
         """
         up1, _, up2 = self._upscaling_layers()
-        return _with_bias(nested_from_map(self.conv_s0(fine), 2), up2), _with_bias(
-            nested_from_map(self.conv_s1(middle), 1), up1
+        assert up1.bias is not None
+        assert up2.bias is not None
+        return (
+            nested_from_map(linear_1x1(fine, self.conv_s0) + up2.bias, 2),
+            nested_from_map(linear_1x1(middle, self.conv_s1) + up1.bias, 1),
         )
+
+    def high_res_readers(self, neck: FpnNeck) -> tuple[LevelReader, LevelReader]:
+        """`high_res_features` before nesting, straight from the trunk: for levels 0 and 1."""
+        up1, _, up2 = self._upscaling_layers()
+        assert up1.bias is not None
+        assert up2.bias is not None
+        return LevelReader(neck, 0, self.conv_s0, up2.bias), LevelReader(neck, 1, self.conv_s1, up1.bias)
 
     def _upscaling_layers(self) -> tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]:
         """The layers with weights; between them run activations."""
@@ -93,19 +110,14 @@ def _upscaled(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
     return (x @ weight).unflatten(-1, (4, layer.out_channels))  # type: ignore[no-any-return]
 
 
-def _with_bias(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
-    assert layer.bias is not None
-    return x + layer.bias
-
-
 def nested_from_map(x: Tensor, levels: int) -> Tensor:
-    """x: (B, C, H, W) -> (B, hw, 4**levels, C): every position of the h x w grid with its pixels, block within block."""
+    """x: (B, H, W, C) -> (B, hw, 4**levels, C): every position of the h x w grid with its pixels, block within block."""
     assert levels in (1, 2)
     if levels == 1:
-        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 3, 5, 1)  # (B, h, w, 2, 2, C)
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5)  # (B, h, w, 2, 2, C)
     else:
         x = (
-            x.unflatten(3, (-1, 2, 2)).unflatten(2, (-1, 2, 2)).permute(0, 2, 5, 3, 6, 4, 7, 1)
+            x.unflatten(2, (-1, 2, 2)).unflatten(1, (-1, 2, 2)).permute(0, 1, 4, 2, 5, 3, 6, 7)
         )  # (B, h, w, 2, 2, 2, 2, C)
     return x.flatten(3, -2).flatten(1, 2)
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from samrt_export.blocks.fpn import linear_1x1
 from samrt_export.blocks.layers import LayerNorm2d
 
 
@@ -56,8 +57,8 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, dim)
 
     def dense_position(self) -> Tensor:
-        """Position encoding of the image embedding, (1, dim, h, w)."""
-        return self.pe_layer.grid(self.embed_hw)
+        """Position encoding of the image embedding, (1, hw, dim)."""
+        return self.pe_layer.grid(self.embed_hw).flatten(2).transpose(1, 2)
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """coords: (P, N, 2) xy in input pixels, labels: (P, N) -> (P, N, dim).
@@ -74,6 +75,14 @@ class PromptEncoder(nn.Module):
         return embedding
 
     def embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
-        """masks: (P, 1, 4h, 4w) logits, has_mask: (P,) 0 or 1 -> (P, dim, h, w)."""
-        no_mask = self.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        return torch.where(has_mask.reshape(-1, 1, 1, 1) > 0.5, self.mask_downscaling(masks), no_mask)
+        """masks: (P, 1, 4h, 4w) logits, has_mask: (P,) 0 or 1 -> (P, hw, dim).
+
+        Of any size: with masks of 4 x 4 the answer is one vector per prompt, which is all there is where no prompt has one.
+        """
+        *layers, last = self.mask_downscaling
+        assert isinstance(last, nn.Conv2d)
+        x = masks
+        for layer in layers:
+            x = layer(x)  # (P, 16, h, w) in the end
+        embedding = linear_1x1(x.permute(0, 2, 3, 1), last).flatten(1, 2)  # (P, hw, dim)
+        return torch.where(has_mask.reshape(-1, 1, 1) > 0.5, embedding, self.no_mask_embed.weight)

@@ -1,17 +1,32 @@
 """The two-way transformer of SAM's mask decoder: tokens attend to the image, the image attends to the tokens.
 
-Thousands of image positions meet a handful of tokens. ``folded=True`` computes the same attention with the image side's
-projections multiplied into the tokens first: with W the projection, q . (W x) = (W' q) . x, and sum a (W x) = W (sum a x).
-The image is then never projected nor split into heads. That halves the work of a click (8 tokens) and is level at about 16
-tokens; fused attention kernels want the plain form.
+Thousands of image positions meet a handful of tokens, so projecting the image is most of the work. Two ways round it:
+
+- The first layer sees the image as the encoder left it. Its projections (`ImageProjections`) are made once for each
+  picture; a prompt adds only what its mask changes, which is one vector where there is no mask.
+- ``folded=True`` multiplies the image side's projections of the later layers into the tokens: with W the projection,
+  q . (W x) = (W' q) . x, and sum a (W x) = W (sum a x). The image is then never projected nor split into heads. That halves
+  the work of a click (8 tokens) and is level at about 16 tokens; fused attention kernels want the plain form.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samrt_export.blocks.layers import MLP
+
+
+class ImageProjections(NamedTuple):
+    """What the first layer's cross-attentions make of the image, each (B, heads, HW, C / 2 / heads)."""
+
+    queries: Tensor
+    """For the image attending to tokens."""
+    keys: Tensor
+    """For the tokens attending to the image, as values are."""
+    values: Tensor
 
 
 class Attention(nn.Module):
@@ -29,16 +44,20 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q: (B, Nq, dim), k and v: (B, Nk, kv_dim) -> (B, Nq, dim)."""
-        x = F.scaled_dot_product_attention(
-            self._split_heads(self.q_proj(q)), self._split_heads(self.k_proj(k)), self._split_heads(self.v_proj(v))
-        )  # (B, heads, Nq, inner / heads)
+        return self.attend(
+            self.split_heads(self.q_proj(q)), self.split_heads(self.k_proj(k)), self.split_heads(self.v_proj(v))
+        )
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All projected and split: q (B, heads, Nq, d), k and v (B, heads, Nk, d) -> (B, Nq, dim)."""
+        x = F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def tokens_to_image(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The folded form for few queries. tokens: (B, T, C), keys and values: (B, HW, C) -> (B, T, C)."""
         heads, head_dim = self.num_heads, self.q_proj.out_features // self.num_heads
         to_key = self.k_proj.weight.unflatten(0, (heads, head_dim)) * head_dim**-0.5  # (heads, d, C)
-        q = (self._split_heads(self.q_proj(tokens)) @ to_key).flatten(1, 2)  # (B, heads * T, C)
+        q = (self.split_heads(self.q_proj(tokens)) @ to_key).flatten(1, 2)  # (B, heads * T, C)
         # The key bias adds the same to all scores of a query: softmax does not see it. The scores are transposed after the
         # product, which is cheaper than transposing the image before it.
         weights = (keys @ q.transpose(1, 2)).transpose(1, 2).softmax(-1)  # (B, heads * T, HW)
@@ -50,19 +69,27 @@ class Attention(nn.Module):
     def image_to_tokens(self, image: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The folded form for few keys. image: (B, HW, C), keys and values: (B, T, C) -> (B, HW, C)."""
         heads, head_dim = self.num_heads, self.q_proj.out_features // self.num_heads
-        k = self._split_heads(self.k_proj(keys)) * head_dim**-0.5  # (B, heads, T, d)
+        k = self.split_heads(self.k_proj(keys)) * head_dim**-0.5  # (B, heads, T, d)
         to_query = self.q_proj.weight.unflatten(0, (heads, head_dim))  # (heads, d, C)
-        bias = k @ self.q_proj.bias.reshape(heads, head_dim, 1)  # (B, heads, T, 1)
-        scores = image @ (k @ to_query).flatten(1, 2).transpose(1, 2) + bias.flatten(1).unsqueeze(
-            1
-        )  # (B, HW, heads * T)
-        weights = scores.unflatten(2, (heads, -1)).softmax(-1).flatten(2)
+        bias = (k @ self.q_proj.bias.reshape(heads, head_dim, 1)).flatten(1).unsqueeze(1)  # (B, 1, heads * T)
+        scores = image @ (k @ to_query).flatten(1, 2).transpose(1, 2) + bias  # (B, HW, heads * T)
+        return self._spread(scores.unflatten(2, (heads, -1)).softmax(-1), values)
+
+    def projected_image_to_tokens(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Folded, the queries projected before. queries: (B, heads, HW, d), keys and values: (B, T, C) -> (B, HW, C)."""
+        k = self.split_heads(self.k_proj(keys)) * queries.shape[-1] ** -0.5  # (B, heads, T, d)
+        weights = (queries @ k.transpose(2, 3)).softmax(-1)  # (B, heads, HW, T)
+        return self._spread(weights.transpose(1, 2), values)
+
+    def _spread(self, weights: Tensor, values: Tensor) -> Tensor:
+        """weights: (B, HW, heads, T), values: (B, T, C) -> (B, HW, C), output projection included."""
+        heads, head_dim = self.num_heads, self.v_proj.out_features // self.num_heads
         from_head = self.out_proj.weight.unflatten(1, (heads, head_dim)).permute(1, 2, 0)  # (heads, d, C)
         # Every position's weights sum to 1 in each head, so the bias may be shared out among the few values.
-        v = self._split_heads(self.v_proj(values)) @ from_head + self.out_proj.bias / heads  # (B, heads, T, C)
-        return weights @ v.flatten(1, 2)  # type: ignore[no-any-return]
+        v = self.split_heads(self.v_proj(values)) @ from_head + self.out_proj.bias / heads  # (B, heads, T, C)
+        return weights.flatten(2) @ v.flatten(1, 2)  # type: ignore[no-any-return]
 
-    def _split_heads(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         """x: (B, N, C) -> (B, heads, N, C / heads)."""
         return x.unflatten(-1, (self.num_heads, x.shape[-1] // self.num_heads)).transpose(1, 2)  # type: ignore[no-any-return]
 
@@ -83,24 +110,76 @@ class TwoWayAttentionBlock(nn.Module):
         self.first = first
 
     def forward(
-        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, folded: bool
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        query_pe: Tensor,
+        key_pe: Tensor,
+        projected: ImageProjections | None = None,
+        folded: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """queries, query_pe: (B, T, C); keys: (B, HW, C); key_pe: (1, HW, C) -> updated (queries, keys)."""
-        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
-        attend_image = to_image.tokens_to_image if folded else to_image
-        attend_tokens = to_tokens.image_to_tokens if folded else to_tokens
+        """queries, query_pe: (B, T, C); keys: (B, HW, C); key_pe: (1, HW, C) -> updated (queries, keys).
+
+        projected: of keys and key_pe, where they are known
+        """
         if self.first:  # the first block's self-attention has neither positions nor a residual
             queries = self.self_attn(queries, queries, queries)
         else:
             q = queries + query_pe
             queries = queries + self.self_attn(q, q, queries)
         queries = self.norm1(queries)
-
-        keys_with_pe = keys + key_pe
-        queries = self.norm2(queries + attend_image(queries + query_pe, keys_with_pe, keys))
+        queries = self.norm2(queries + self._attend_image(queries + query_pe, keys, key_pe, projected, folded))
         queries = self.norm3(queries + self.mlp(queries))
-        keys = self.norm4(keys + attend_tokens(keys_with_pe, queries + query_pe, queries))
-        return queries, keys
+        attended = self._attend_tokens(keys, key_pe, queries + query_pe, queries, projected, folded)
+        return queries, self.norm4(keys + attended)
+
+    def project(self, keys: Tensor, key_pe: Tensor) -> ImageProjections:
+        """keys: (B, HW, C), key_pe: (1, HW, C) -> their projections."""
+        placed = keys + key_pe
+        inputs = zip(self._image_layers(), (placed, placed, keys), strict=True)
+        return ImageProjections(*(self.cross_attn_token_to_image.split_heads(layer(x)) for layer, x in inputs))
+
+    def project_change(self, change: Tensor) -> ImageProjections:
+        """change: (B, HW or 1, C), added to the image -> what is added to its projections.
+
+        A product for each head, with no reshape in between: HW and 1 both pass through one graph.
+        """
+        heads = self.cross_attn_token_to_image.num_heads
+        weights = (layer.weight.unflatten(0, (heads, -1)).transpose(1, 2) for layer in self._image_layers())
+        return ImageProjections(*(change.unsqueeze(1) @ weight for weight in weights))  # (heads, C, d)
+
+    def _image_layers(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """What projects the image, in the order of `ImageProjections`."""
+        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
+        return to_tokens.q_proj, to_image.k_proj, to_image.v_proj
+
+    def _attend_image(
+        self, tokens: Tensor, keys: Tensor, key_pe: Tensor, projected: ImageProjections | None, folded: bool
+    ) -> Tensor:
+        attention = self.cross_attn_token_to_image
+        if projected is not None:
+            return attention.attend(attention.split_heads(attention.q_proj(tokens)), projected.keys, projected.values)
+        if folded:
+            return attention.tokens_to_image(tokens, keys + key_pe, keys)
+        return attention(tokens, keys + key_pe, keys)  # type: ignore[no-any-return]
+
+    def _attend_tokens(
+        self,
+        keys: Tensor,
+        key_pe: Tensor,
+        tokens: Tensor,
+        values: Tensor,
+        projected: ImageProjections | None,
+        folded: bool,
+    ) -> Tensor:
+        attention = self.cross_attn_image_to_token
+        if projected is None:
+            attend = attention.image_to_tokens if folded else attention
+            return attend(keys + key_pe, tokens, values)
+        if folded:
+            return attention.projected_image_to_tokens(projected.queries, tokens, values)
+        k, v = attention.k_proj(tokens), attention.v_proj(values)
+        return attention.attend(projected.queries, attention.split_heads(k), attention.split_heads(v))
 
 
 class TwoWayTransformer(nn.Module):
@@ -112,14 +191,29 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(dim, num_heads, downsample_rate=2)
         self.norm_final_attn = nn.LayerNorm(dim)
 
-    def forward(self, keys: Tensor, key_pe: Tensor, tokens: Tensor, folded: bool = False) -> tuple[Tensor, Tensor]:
+    @property
+    def first_layer(self) -> TwoWayAttentionBlock:
+        """The one that sees the image as the encoder left it."""
+        layer = self.layers[0]
+        assert isinstance(layer, TwoWayAttentionBlock)
+        return layer
+
+    def forward(
+        self,
+        keys: Tensor,
+        key_pe: Tensor,
+        tokens: Tensor,
+        projected: ImageProjections | None = None,
+        folded: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """keys: (B, HW, C) image, key_pe: (1, HW, C), tokens: (B, T, C) -> (tokens, keys), same shapes.
 
+        projected: what the first layer makes of keys and key_pe, where it is known
         The tokens themselves serve as their own position encoding throughout.
         """
         queries = tokens
-        for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, key_pe, folded)
+        for i, layer in enumerate(self.layers):
+            queries, keys = layer(queries, keys, tokens, key_pe, projected if i == 0 else None, folded)
         final = self.final_attn_token_to_image
         attended = (final.tokens_to_image if folded else final)(queries + tokens, keys + key_pe, keys)
         return self.norm_final_attn(queries + attended), keys

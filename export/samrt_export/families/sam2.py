@@ -1,20 +1,24 @@
 """SAM 2 and 2.1 (facebookresearch/sam2, Apache-2.0) and the shipped ``nano``.
 
-Graphs, for the official sizes (S = 1024, C = 256); B images, P prompts, N points:
+Graphs, for the official sizes (S = 1024, C = 256, hw = (S/16)^2); B images, P prompts, N points:
 
 | graph          | inputs                                                          | outputs                                     |
 |----------------|-----------------------------------------------------------------|---------------------------------------------|
-| image_encoder  | image (B, S, S, 3) float32 0..255                               | image_embed (B, C, S/16, S/16)              |
-|                |                                                                 | high_res_feats_0 (B, (S/16)^2, 16, C/8)     |
-|                |                                                                 | high_res_feats_1 (B, (S/16)^2, 4, C/4)      |
+| image_encoder  | image (B, S, S, 3) float32 0..255                               | image_embed (B, hw, C)                      |
+|                |                                                                 | image_queries, image_keys, image_values     |
+|                |                                                                 | (B, 8, hw, C/16)                            |
+|                |                                                                 | high_res_feats_0 (B, hw, 16, C/8)           |
+|                |                                                                 | high_res_feats_1 (B, hw, 4, C/4)            |
 | prompt_encoder | point_coords (P, N, 2) input pixels, point_labels (P, N) int32, | sparse_embeddings (P, N, C)                 |
-|                | mask_input (P, 1, S/4, S/4), has_mask_input (P,)                | dense_embeddings (P, C, S/16, S/16)         |
+|                | mask_input (P, 1, S/4, S/4), has_mask_input (P,)                | dense_embeddings (P, hw, C)                 |
 | mask_decoder   | the encoder's for one image or P, the prompt encoder's          | low_res_masks (P, 4, S/4, S/4),             |
 |                |                                                                 | iou_predictions (P, 4), object_score_logits |
 |                |                                                                 | (P, 1), mask_tokens (P, 4, C)               |
 
 ``image`` is float32 and not uint8 because the official predictor resizes in float: rounding would change the values.
 ``image_embed`` already holds ``no_mem_embed`` (what a single image uses); the memory graphs subtract it again.
+``image_queries``, ``_keys`` and ``_values`` are what the decoder's first layer makes of the image (see blocks/two_way.py).
+Where no prompt has a mask, ``mask_input`` may be 4 x 4 (of anything); ``dense_embeddings`` is then (P, 1, C).
 """
 
 from __future__ import annotations
@@ -29,16 +33,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from samrt_engines.tensors import TensorSpec
 from samrt_export.blocks.fpn import FpnNeck
 from samrt_export.blocks.hiera import Hiera, HieraConfig
 from samrt_export.blocks.layers import MLP
-from samrt_export.blocks.mask_decoder import MaskDecoder
+from samrt_export.blocks.mask_decoder import MaskDecoder, nested_from_map
 from samrt_export.blocks.memory import MemoryAttention, MemoryEncoder
 from samrt_export.blocks.prompt_encoder import PromptEncoder
+from samrt_export.blocks.two_way import ImageProjections
 from samrt_export.randomize import randomize_live
-from samrt_export.registry import Family, Feeds, GraphSpec, TargetedForm
+from samrt_export.registry import Family, Feeds, Form, GraphSpec
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -99,16 +105,20 @@ CONFIGS = {
 
 
 class ImageEncoder(nn.Module):
-    """Trunk and neck; the coarsest level only feeds the one above it and is dropped."""
+    """Trunk and neck."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
         self.trunk = Hiera(config.trunk)
         self.neck = FpnNeck(config.d_model, config.trunk.channels, config.top_down_levels)
 
-    def forward(self, image: Tensor, position: Tensor | None = None) -> list[Tensor]:
-        """image: (B, 3, S, S) normalised -> (B, C, S/4, S/4), (B, C, S/8, S/8), (B, C, S/16, S/16)."""
-        return self.neck(self.trunk(image, position))[:-1]  # type: ignore[no-any-return]
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """image: (B, 3, S, S) normalised -> (B, S/4, S/4, C), (B, S/8, S/8, C), (B, S/16, S/16, C).
+
+        The coarsest level only feeds the one below it.
+        """
+        levels = self.neck(self.trunk(image))
+        return levels[0], levels[1], levels[2]
 
 
 class Sam2(nn.Module):
@@ -139,29 +149,66 @@ class Sam2(nn.Module):
         mean, std = image.new_tensor(MEAN) * 255, image.new_tensor(STD) * 255
         return ((image - mean) / std).permute(0, 3, 1, 2)
 
-    def encode(self, image: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """image: (B, S, S, 3) float 0..255 -> image_embed, high_res_feats_0, high_res_feats_1."""
-        return self.features(*self.image_encoder(self.normalize(image), position))
+        return self.features(*self.image_encoder(self.normalize(image)))
 
     def features(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pyramid levels -> what the mask decoder takes: image_embed, high_res_feats_0, high_res_feats_1."""
-        return coarse + self.no_mem_embed.reshape(1, -1, 1, 1), *self.sam_mask_decoder.high_res_features(fine, middle)
+        return coarse.flatten(1, 2) + self.no_mem_embed, *self.sam_mask_decoder.high_res_features(fine, middle)
+
+    def project(self, image_embed: Tensor) -> ImageProjections:
+        """image_embed: (B, hw, C) -> image_queries, image_keys, image_values."""
+        first = self.sam_mask_decoder.transformer.first_layer
+        return first.project(image_embed, self.sam_prompt_encoder.dense_position())
 
 
-class ImageEncoderGraph(nn.Module):
-    """``image_encoder`` with the position embedding baked in (TensorRT has no cubic resize)."""
-
-    position: Tensor
+class ImageEncoderReference(nn.Module):
+    """``image_encoder`` as upstream computes it."""
 
     def __init__(self, model: Sam2) -> None:
         super().__init__()
         self.model = model
-        side = model.config.image_size // 4
-        self.register_buffer("position", model.image_encoder.trunk.position_embedding((side, side)).detach())
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """See the table at the top of this file."""
-        return self.model.encode(image, self.position)
+        image_embed, *high_res = self.model.encode(image)
+        return image_embed, *self.model.project(image_embed), *high_res
+
+
+class ImageEncoderGraph(nn.Module):
+    """``image_encoder`` with all that depends on weights alone computed beforehand.
+
+    Normalisation and positions are folded into the patch convolution (TensorRT has no cubic resize); the two finest levels,
+    which only 1x1 convolutions read, are never built.
+    """
+
+    weight: Tensor
+    position: Tensor
+    dense_position: Tensor
+
+    def __init__(self, model: Sam2, ort_cpu: bool = False) -> None:
+        super().__init__()
+        self.ort_cpu = ort_cpu
+        self.model = model
+        mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
+        weight, position = model.image_encoder.trunk.patch_form(mean, std, (model.config.image_size,) * 2)
+        self.register_buffer("weight", weight)
+        self.register_buffer("position", position)
+        self.register_buffer("dense_position", model.sam_prompt_encoder.dense_position().detach())
+        self.fine, self.middle = model.sam_mask_decoder.high_res_readers(model.image_encoder.neck)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """See the table at the top of this file."""
+        model = self.model
+        trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
+        patches = F.conv2d(image.permute(0, 3, 1, 2), self.weight, stride=4, padding=3).permute(0, 2, 3, 1)
+        maps = trunk.stages(patches + self.position, self.ort_cpu)
+        levels = neck(maps, finest=1 if neck.has_above(0) else 2)
+        image_embed = levels[2].flatten(1, 2) + model.no_mem_embed
+        projections = model.sam_mask_decoder.transformer.first_layer.project(image_embed, self.dense_position)
+        fine, middle = self.fine(maps, levels), self.middle(maps, levels)
+        return image_embed, *projections, nested_from_map(fine, 2), nested_from_map(middle, 1)
 
 
 class PromptEncoderGraph(nn.Module):
@@ -179,26 +226,62 @@ class PromptEncoderGraph(nn.Module):
         return sparse, self.encoder.embed_masks(mask_input, has_mask_input)
 
 
+class MaskDecoderReference(nn.Module):
+    """``mask_decoder`` as upstream computes it: from the image embedding, nothing known before."""
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        image_embed: Tensor,
+        image_queries: Tensor,
+        image_keys: Tensor,
+        image_values: Tensor,
+        high_res_feats_0: Tensor,
+        high_res_feats_1: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the table at the top of this file."""
+        model = self.model
+        position, hw = model.sam_prompt_encoder.dense_position(), (model.config.embed_size,) * 2
+        high_res = (high_res_feats_0, high_res_feats_1)
+        return model.sam_mask_decoder(image_embed + dense, position, sparse, high_res, hw)  # type: ignore[no-any-return]
+
+
 class MaskDecoderGraph(nn.Module):
-    """``mask_decoder`` with the image's position encoding baked in."""
+    """``mask_decoder`` with the image's position encoding baked in and its first projections taken from the encoder."""
 
     position: Tensor
 
     def __init__(self, model: Sam2, folded: bool = False) -> None:
         super().__init__()
         self.folded = folded
+        self.hw = (model.config.embed_size,) * 2
         self.decoder = model.sam_mask_decoder
         self.register_buffer("position", model.sam_prompt_encoder.dense_position().detach())
 
     def forward(
-        self, image_embed: Tensor, high_res_feats_0: Tensor, high_res_feats_1: Tensor, sparse: Tensor, dense: Tensor
+        self,
+        image_embed: Tensor,
+        image_queries: Tensor,
+        image_keys: Tensor,
+        image_values: Tensor,
+        high_res_feats_0: Tensor,
+        high_res_feats_1: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See the table at the top of this file."""
-        image = image_embed + dense
-        masks, iou, object_score, tokens = self.decoder(
-            image, self.position, sparse, (high_res_feats_0, high_res_feats_1), self.folded
+        changes = self.decoder.transformer.first_layer.project_change(dense)
+        known = (image_queries, image_keys, image_values)
+        projected = ImageProjections(*(a + b for a, b in zip(known, changes, strict=True)))
+        high_res = (high_res_feats_0, high_res_feats_1)
+        return self.decoder(  # type: ignore[no-any-return]
+            image_embed + dense, self.position, sparse, high_res, self.hw, projected, self.folded
         )
-        return masks, iou, object_score, tokens
 
 
 def build(model: str) -> Sam2:
@@ -210,23 +293,26 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
     """The three image graphs of a loaded model."""
     assert isinstance(module, Sam2)
     config = CONFIGS[model]
-    size, dim, embed, mask = config.image_size, config.d_model, config.embed_size, config.mask_size
+    size, dim, hw, mask = config.image_size, config.d_model, config.embed_size**2, config.mask_size
     features = tuple(
         TensorSpec(name, "float32", ("images", *shape))
         for name, shape in (
-            ("image_embed", (dim, embed, embed)),
-            ("high_res_feats_0", (embed * embed, 16, dim // 8)),
-            ("high_res_feats_1", (embed * embed, 4, dim // 4)),
+            ("image_embed", (hw, dim)),
+            ("image_queries", (8, hw, dim // 16)),
+            ("image_keys", (8, hw, dim // 16)),
+            ("image_values", (8, hw, dim // 16)),
+            ("high_res_feats_0", (hw, 16, dim // 8)),
+            ("high_res_feats_1", (hw, 4, dim // 4)),
         )
     )
     embeddings = (
         TensorSpec("sparse_embeddings", "float32", ("prompts", "points", dim)),
-        TensorSpec("dense_embeddings", "float32", ("prompts", dim, embed, embed)),
+        TensorSpec("dense_embeddings", "float32", ("prompts", "positions", dim)),
     )
     prompts = (
         TensorSpec("point_coords", "float32", ("prompts", "points", 2)),
         TensorSpec("point_labels", "int32", ("prompts", "points")),
-        TensorSpec("mask_input", "float32", ("prompts", 1, mask, mask)),
+        TensorSpec("mask_input", "float32", ("prompts", 1, "mask_height", "mask_width")),
         TensorSpec("has_mask_input", "float32", ("prompts",)),
     )
     outputs = (
@@ -236,40 +322,72 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
         TensorSpec("mask_tokens", "float32", ("prompts", 4, dim)),
     )
     image = (TensorSpec("image", "float32", ("images", size, size, 3)),)
-    encoder, prompt_encoder = ImageEncoderGraph(module).eval(), PromptEncoderGraph(module).eval()
+    encoder, prompt_encoder = ImageEncoderReference(module).eval(), PromptEncoderGraph(module).eval()
 
     @lru_cache(maxsize=4)
-    def sample_maps(images: int, seed: int) -> tuple[Tensor, ...]:
-        """The encoder's outputs on sample pictures: what a decoder really meets. Kept for the graph's other forms."""
+    def sample_maps(seed: int) -> tuple[Tensor, ...]:
+        """The encoder's outputs on a sample picture: what a decoder really meets."""
         with torch.inference_mode():
-            return encoder(torch.from_numpy(_sample_image(images, size, seed)))  # type: ignore[no-any-return]
+            return encoder(torch.from_numpy(_sample_image(1, size, seed)))  # type: ignore[no-any-return]
 
     def sample_image(sizes: Mapping[str, int], seed: int) -> Feeds:
         return {"image": _sample_image(sizes["images"], size, seed)}
 
     def sample_prompts(sizes: Mapping[str, int], seed: int) -> Feeds:
-        return _sample_prompts(sizes["prompts"], sizes["points"], size, mask, seed)
+        return _sample_prompts(sizes["prompts"], sizes["points"], size, sizes["mask_height"], seed)
 
     def sample_decoder(sizes: Mapping[str, int], seed: int) -> Feeds:
+        mask_side = 4 if sizes["positions"] == 1 else mask
+        prompts = _sample_prompts(sizes["prompts"], sizes["points"], size, mask_side, seed)
         with torch.inference_mode():
-            tokens = prompt_encoder(*(torch.from_numpy(value) for value in sample_prompts(sizes, seed).values()))
+            tokens = prompt_encoder(*(torch.from_numpy(value) for value in prompts.values()))
         names = [spec.name for spec in (*features, *embeddings)]
-        tensors = (*sample_maps(sizes["images"], seed), *tokens)
+        pictures = [sample_maps(seed + index) for index in range(sizes["images"])]
+        tensors = (*(torch.cat(maps) for maps in zip(*pictures, strict=True)), *tokens)
         return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
 
+    click, several = {"prompts": 1, "points": 2}, {"prompts": 2, "points": 5}
     prompt_profiles = {"prompts": (1, 1, 64), "points": (0, 2, 65)}
     return (
-        GraphSpec("image_encoder", encoder, image, features, {"images": (1, 1, 8)}, sample_image),
-        GraphSpec("prompt_encoder", prompt_encoder, prompts, embeddings, prompt_profiles, sample_prompts),
+        GraphSpec(
+            "image_encoder",
+            encoder,
+            image,
+            features,
+            profiles={"images": (1, 1, 8)},
+            checks=({"images": 1}, {"images": 2}),
+            sample=sample_image,
+            forms=(
+                Form(ImageEncoderGraph(module, ort_cpu=True).eval(), ("onnxruntime-cpu",)),
+                Form(ImageEncoderGraph(module).eval()),
+            ),
+        ),
+        GraphSpec(
+            "prompt_encoder",
+            prompt_encoder,
+            prompts,
+            embeddings,
+            profiles=prompt_profiles | {"mask_height": (4, 4, mask), "mask_width": (4, 4, mask)},
+            checks=(
+                click | {"mask_height": 4, "mask_width": 4},
+                several | {"mask_height": mask, "mask_width": mask},
+            ),
+            sample=sample_prompts,
+            forms=(Form(prompt_encoder),),
+        ),
         GraphSpec(
             "mask_decoder",
-            MaskDecoderGraph(module).eval(),
+            MaskDecoderReference(module).eval(),
             features + embeddings,
             outputs,
-            prompt_profiles | {"images": (1, 1, 64)},
-            sample_decoder,
-            broadcast=frozenset({"images"}),
-            targeted=(TargetedForm(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu",)),),
+            profiles=prompt_profiles | {"images": (1, 1, 64), "positions": (1, 1, hw)},
+            checks=(click | {"images": 1, "positions": 1}, several | {"images": several["prompts"], "positions": hw}),
+            sample=sample_decoder,
+            broadcast=frozenset({"images", "positions"}),
+            forms=(
+                Form(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu",)),
+                Form(MaskDecoderGraph(module).eval()),
+            ),
         ),
     )
 
@@ -284,7 +402,8 @@ def _sample_image(batch: int, size: int, seed: int) -> np.ndarray[Any, np.dtype[
 def _sample_prompts(prompts: int, points: int, size: int, mask_size: int, seed: int) -> Feeds:
     """Points with every label in turn, a mask prompt on every other prompt."""
     rng = np.random.default_rng(seed)
-    mask = rng.normal(0, 6, (prompts, 1, mask_size // 8, mask_size // 8)).repeat(8, 2).repeat(8, 3)
+    block = min(8, mask_size)
+    mask = rng.normal(0, 6, (prompts, 1, mask_size // block, mask_size // block)).repeat(block, 2).repeat(block, 3)
     return {
         "point_coords": rng.uniform(0, size, (prompts, points, 2)).astype(np.float32),
         "point_labels": ((np.arange(prompts * points) + seed) % 5 - 1).reshape(prompts, points).astype(np.int32),

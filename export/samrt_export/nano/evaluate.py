@@ -193,7 +193,9 @@ class TorchSegmenter:
         with torch.inference_mode():
             dense = encoder.embed_masks(mask, torch.tensor([float(logits is not None)]))
             sparse = encoder.embed_points(coords, codes)
-            masks, scores, _, _ = self.model.sam_mask_decoder(image + dense, self.position, sparse, (fine, middle))
+            masks, scores, _, _ = self.model.sam_mask_decoder(
+                image + dense, self.position, sparse, (fine, middle), (self.model.config.embed_size,) * 2
+            )
             choice = self._choose(masks[0], scores[0], multimask)
             full = F.interpolate(masks[:, choice, None], size=self.size_hw, mode="bilinear", align_corners=False)
         return Answer((full[0, 0] > 0).numpy(), float(scores[0, choice]), masks[0, choice].clamp(-32, 32).numpy())

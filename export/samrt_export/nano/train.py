@@ -215,7 +215,9 @@ class Trainer:
         model = self.model
         fine, middle, coarse = model.image_encoder(model.normalize(image))
         maps = model.features(fine, middle, coarse)
-        embedding = F.normalize(self.instance_head(fine), dim=1).repeat_interleave(PROMPTS, dim=0)  # (P, 16, LOW, LOW)
+        embedding = F.normalize(self.instance_head(fine.permute(0, 3, 1, 2)), dim=1).repeat_interleave(
+            PROMPTS, dim=0
+        )  # (P, 16, LOW, LOW)
         pixel = (random_pixels(targets.mid[:, 0], rng, inward=False) * LOW / MID).long()
         clicked = embedding[torch.arange(len(pixel)), :, pixel[:, 1], pixel[:, 0]]  # (P, 16)
         similarity = (embedding * clicked[:, :, None, None]).sum(1, keepdim=True) * 12 - 6
@@ -232,7 +234,8 @@ class Trainer:
         sparse = model.sam_prompt_encoder.embed_points(coords, labels)
         dense = model.sam_prompt_encoder.embed_masks(prompts.mask, prompts.has_mask)
         position = model.sam_prompt_encoder.dense_position()
-        masks, scores, object_score, _ = model.sam_mask_decoder(image + dense, position, sparse, (fine, middle))
+        hw = (model.config.embed_size,) * 2
+        masks, scores, object_score, _ = model.sam_mask_decoder(image + dense, position, sparse, (fine, middle), hw)
 
         present = targets.present
         losses = mask_losses(masks, targets.low.expand_as(masks)) * present  # (P, 4)
