@@ -15,6 +15,8 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BINDINGS := $(VENV)/tensorrt-bindings
+TENSORRT := 10.14=10.14.1.48.post1 10.16=10.16.1.11 11.4=11.4.0.106
 
 .DELETE_ON_ERROR:
 .PHONY: demo test check bench venv clean
@@ -22,7 +24,7 @@ READY := $(VENV)/.ready
 demo: venv
 	$(BIN)/samrt demo -o demo-out
 
-test: venv
+test: venv $(BINDINGS)
 	$(BIN)/python -m pytest
 
 check: venv
@@ -40,8 +42,13 @@ venv: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[cpu,export,bench,dev]"
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[cpu,openvino,rtx,export,bench,dev]"
 	touch $@
+
+# The bindings of two TensorRT versions cannot share an environment. Tests compare their API with what samrt calls.
+$(BINDINGS): $(READY)
+	for pin in $(TENSORRT); do \
+	  $(BIN)/python -m pip install $(PIP_ARGS) --no-deps --target $@/tensorrt-$${pin%%=*} tensorrt-cu13-bindings==$${pin##*=} || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo-out bench-out build dist *.egg-info \

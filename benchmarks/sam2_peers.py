@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from transformers import Sam2Model
 
 import samrt
-from samrt.graphs import IMAGE_ENCODER, MASK_DECODER, PROMPT_ENCODER
+from samrt.graphs import IMAGE_ENCODER, MASK_DECODER, PROMPT_ENCODER, absent_mask_hw
 from samrt.machine import cpu_name, usable_cores
 from samrt_export.export import export_model
 from samrt_export.families.sam2 import MEAN, STD, Sam2
@@ -303,12 +303,12 @@ def samrt_contender(model: samrt.Model, inputs: Inputs) -> Contender:
     prompt = {
         "point_coords": np.concatenate((inputs.point, np.zeros((1, 1, 2), np.float32)), axis=1),
         "point_labels": np.array([[1, -1]], np.int32),
-        "mask_input": np.zeros((1, 1, inputs.mask_side, inputs.mask_side), np.float32),
+        "mask_input": np.zeros((1, 1, *absent_mask_hw(model.manifest)), np.float32),
         "has_mask_input": np.zeros(1, np.float32),
     }
 
     def encode() -> Results:
-        return encoder.run(image)
+        return {"image_embed": encoder.run(image)["image_embed"].transpose(0, 2, 1)}  # a view, (1, C, hw)
 
     def click() -> Results:
         out = decoder.run({**features, **prompts.run(prompt)})
@@ -326,7 +326,7 @@ def pytorch_contender(model: Sam2Model, inputs: Inputs) -> Contender:
 
     def encode() -> Results:
         with torch.inference_mode():
-            return {"image_embed": model.get_image_embeddings(pixels)[-1].numpy()}
+            return {"image_embed": model.get_image_embeddings(pixels)[-1].flatten(2).numpy()}
 
     def click() -> Results:
         with torch.inference_mode():
@@ -354,7 +354,8 @@ def peer_contender(encoder_path: Path, decoder_path: Path, inputs: Inputs, threa
     }
 
     def encode() -> Results:
-        return dict(zip(ENCODER_OUTPUTS, encoder.run(ENCODER_OUTPUTS, image), strict=True))
+        embed = dict(zip(ENCODER_OUTPUTS, encoder.run(ENCODER_OUTPUTS, image), strict=True))["image_embed"]
+        return {"image_embed": embed.reshape(*embed.shape[:2], -1)}
 
     def click() -> Results:
         masks, iou = decoder.run(["masks", "iou_predictions"], feeds)

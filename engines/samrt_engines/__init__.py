@@ -7,13 +7,17 @@ For example::
         outputs = executor.run({"image_embed": ..., ...})
 """
 
-from samrt_engines.backends import BackendInfo, available_backends
+from samrt_engines.backends import BackendInfo, available_backends, look_at_backend
+from samrt_engines.choice import Decision, DecisionStore, Option, cache_folder, open_fastest, sample_feeds
+from samrt_engines.device import DeviceArray
 from samrt_engines.errors import (
     BackendError,
+    BuildError,
     BundleError,
     CheckpointError,
     ChecksumError,
     DeadOutputError,
+    DeviceError,
     ExportError,
     HubError,
     ImageError,
@@ -21,14 +25,17 @@ from samrt_engines.errors import (
     ManifestError,
     MissingExtraError,
     ParityError,
+    PlanError,
     PromptError,
     ProviderError,
     SamrtError,
+    SelfTestError,
     TensorError,
     UnsafePathError,
 )
-from samrt_engines.executor import BACKENDS, Executor, open_executor
+from samrt_engines.executor import BACKENDS, DeviceExecutor, Executor, open_executor
 from samrt_engines.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeOptions
+from samrt_engines.openvino import OpenVinoExecutor
 from samrt_engines.tensors import DTYPES, Array, TensorSpec, check_feeds
 
 __all__ = [
@@ -37,10 +44,16 @@ __all__ = [
     "Array",
     "BackendError",
     "BackendInfo",
+    "BuildError",
     "BundleError",
     "CheckpointError",
     "ChecksumError",
     "DeadOutputError",
+    "Decision",
+    "DecisionStore",
+    "DeviceArray",
+    "DeviceError",
+    "DeviceExecutor",
     "Executor",
     "ExportError",
     "HubError",
@@ -50,14 +63,22 @@ __all__ = [
     "MissingExtraError",
     "OnnxRuntimeExecutor",
     "OnnxRuntimeOptions",
+    "OpenVinoExecutor",
+    "Option",
     "ParityError",
+    "PlanError",
     "PromptError",
     "ProviderError",
     "SamrtError",
+    "SelfTestError",
     "TensorError",
     "TensorSpec",
     "UnsafePathError",
     "available_backends",
+    "cache_folder",
     "check_feeds",
+    "look_at_backend",
     "open_executor",
+    "open_fastest",
+    "sample_feeds",
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from samrt_engines.errors import MissingExtraError, pip_line
+from samrt_engines.errors import BackendError, MissingExtraError, pip_line
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -16,6 +18,8 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # onnxruntime and onnxruntime-gpu install the same module over each other: both have to go before one comes.
 GET_CPU_PROVIDER = f"pip uninstall -y onnxruntime onnxruntime-gpu && {pip_line('cpu')}"
 GET_CUDA_PROVIDER = f"pip uninstall -y onnxruntime onnxruntime-gpu && {pip_line('gpu')}"
+
+_FOR_OPENVINO = "to run graphs on OpenVINO"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,12 @@ class BackendInfo:
 
 def available_backends() -> tuple[BackendInfo, ...]:
     """Look at every backend samrt knows, by importing it. Never raises for one that is missing or broken."""
-    return (_look_at_onnxruntime(), _look_at_tensorrt())
+    return (_look_at_onnxruntime(), _look_at_openvino(), _look_at_tensorrt())
+
+
+def look_at_backend(name: str) -> BackendInfo:
+    """Look at one backend alone, which imports no other. Never raises for one that is missing or broken."""
+    return {"onnxruntime": _look_at_onnxruntime, "openvino": _look_at_openvino, "tensorrt": _look_at_tensorrt}[name]()
 
 
 def import_onnxruntime() -> ModuleType:
@@ -49,15 +58,34 @@ def import_onnxruntime() -> ModuleType:
     return package
 
 
+def import_openvino() -> ModuleType:
+    """The package openvino. Raises MissingExtraError.
+
+    Importing it (2026.4) reports the import to its makers over the network if the package openvino_telemetry, which
+    comes with it, can be imported. Here it cannot: samrt calls nobody.
+    """
+    if "openvino" in sys.modules:
+        return _import("openvino", extra="openvino", purpose=_FOR_OPENVINO)
+    with _hidden("openvino_telemetry"):
+        return _import("openvino", extra="openvino", purpose=_FOR_OPENVINO)
+
+
 def cuda_device_count() -> int:
     """How many NVIDIA GPUs the driver answers for, 0 without a driver. No CUDA package is needed to ask."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+    driver = load_cuda_driver()
+    if driver is None:
         return 0
     count = ctypes.c_int(0)
     answered = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
     return count.value if answered else 0
+
+
+def load_cuda_driver() -> ctypes.CDLL | None:
+    """The driver's own library, None where there is none."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
 
 
 def _look_at_onnxruntime() -> BackendInfo:
@@ -72,14 +100,41 @@ def _look_at_onnxruntime() -> BackendInfo:
     return BackendInfo("onnxruntime", package.__version__, providers)
 
 
-def _look_at_tensorrt() -> BackendInfo:
+def _look_at_openvino() -> BackendInfo:
     try:
-        package = _import("tensorrt", extra="tensorrt", purpose="to build and run TensorRT plans")
+        package = import_openvino()
     except MissingExtraError as error:
+        return BackendInfo("openvino", None, problem=error.got, fix=error.fix)
+    version = package.__version__.partition("-")[0]
+    return BackendInfo("openvino", version, ("OpenVINO CPU",))
+
+
+def _look_at_tensorrt() -> BackendInfo:
+    from samrt_engines.tensorrt.libraries import TITLES, load_tensorrt  # here: its package imports this module
+
+    try:
+        found = load_tensorrt()
+    except BackendError as error:
         return BackendInfo("tensorrt", None, problem=error.got, fix=error.fix)
     if cuda_device_count() == 0:
-        return BackendInfo("tensorrt", package.__version__, problem="no NVIDIA driver or no GPU answers")
-    return BackendInfo("tensorrt", package.__version__, ("TensorRT",))
+        problem = "no NVIDIA driver or no GPU answers"
+        if found.builds_for_capability:
+            problem += "; `samrt build --check` works without"
+        return BackendInfo("tensorrt", found.version, problem=problem)
+    return BackendInfo("tensorrt", found.version, (TITLES[found.flavour],))
+
+
+@contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Make a package look as if it were not installed, unless it is loaded already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # the import system's own mark for "do not import"
+    try:
+        yield
+    finally:
+        sys.modules.pop(package, None)
 
 
 def _import(package: str, *, extra: str, purpose: str) -> ModuleType:

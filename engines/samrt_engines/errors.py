@@ -15,7 +15,11 @@
     │   └── HubError                        checkpoint.hub    offline, gated, unknown id
     ├── BackendError                        backend           an engine cannot be created or run
     │   ├── MissingExtraError (ImportError) backend.extra     a package is not installed; names the pip line
-    │   └── ProviderError                   backend.provider  asked-for provider absent or silently dropped
+    │   ├── ProviderError                   backend.provider  asked-for provider absent or silently dropped
+    │   ├── DeviceError                     backend.device    no GPU, a driver too old, a CUDA call that failed
+    │   ├── BuildError                      backend.build     TensorRT cannot parse or build a graph
+    │   ├── PlanError                       backend.plan      a plan is stale, foreign, damaged or not vouched for
+    │   └── SelfTestError                   backend.selftest  an engine's answers are not the model's
     └── ExportError                         export            a model cannot be exported
         ├── ParityError                     export.parity     above tolerance
         └── DeadOutputError                 export.dead       an output ignores its input
@@ -132,6 +136,30 @@ class ProviderError(BackendError):
     """The provider that was asked for is absent, or the backend dropped it without a word."""
 
     code = "backend.provider"
+
+
+class DeviceError(BackendError):
+    """There is no GPU, its driver is too old, its memory is short, or a CUDA call failed."""
+
+    code = "backend.device"
+
+
+class BuildError(BackendError):
+    """TensorRT cannot parse a graph or build a plan from it."""
+
+    code = "backend.build"
+
+
+class PlanError(BackendError):
+    """A built plan cannot be used: of another graph, GPU or TensorRT, damaged, or not vouched for."""
+
+    code = "backend.plan"
+
+
+class SelfTestError(BackendError):
+    """An engine runs, and its answers are not the model's: it must not be used."""
+
+    code = "backend.selftest"
 
 
 class ExportError(SamrtError):

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
+from samrt_engines.device import DeviceArray, DeviceFeed
 from samrt_engines.errors import BackendError
 from samrt_engines.onnxruntime import OnnxRuntimeExecutor
+from samrt_engines.openvino import OpenVinoExecutor
 from samrt_engines.tensors import Array, TensorSpec
 
-BACKENDS = ("auto", "onnxruntime", "tensorrt")
+BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt")
 """What `open_executor` takes as `backend`."""
 
 
@@ -35,7 +37,15 @@ class Executor(Protocol):
 
     @property
     def provider(self) -> str:
-        """What really runs the graph, as the backend reports it: "CPUExecutionProvider", "CUDAExecutionProvider"."""
+        """What really runs the graph, as the backend reports it: "CPUExecutionProvider", "OpenVINO CPU"."""
+
+    @property
+    def device(self) -> str:
+        """Where that is: "cpu" or "cuda:N"."""
+
+    @property
+    def precision(self) -> str | None:
+        """What the backend computes in where it chooses that, read back from it: "fp32", "bf16". None: the graph does."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the graph once.
@@ -57,12 +67,31 @@ class Executor(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class DeviceExecutor(Executor, Protocol):
+    """An executor whose results may stay where they were computed, to feed another one: on a GPU, nothing is copied."""
+
+    def run_device(
+        self, feeds: Mapping[str, DeviceFeed], outputs: Sequence[str] | None = None, *, stream: int | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run the graph once, as `Executor.run` does.
+
+        feeds: arrays on the host or the device, as `DeviceFeed` says; they are neither changed nor kept
+        outputs: names of the outputs to return, in this order; None returns all
+        stream: handle of the CUDA stream that the feeds are computed on. None: the stream that an array names, or the
+            default stream
+        Returns new arrays on the device, by name.
+        Raises TensorError also for an array that lies elsewhere or is not contiguous.
+        """
+
+
 def open_executor(
     model: Path | bytes,
     *,
     backend: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    precision: str | None = None,
     inputs: Sequence[TensorSpec] | None = None,
     outputs: Sequence[TensorSpec] | None = None,
     ranges: Mapping[str, tuple[int, int]] | None = None,
@@ -75,6 +104,8 @@ def open_executor(
     backend: one of `BACKENDS`; "auto" is ONNX Runtime
     device: "cpu", "cuda", "cuda:N", or "auto": CUDA where the backend has it and a GPU answers, else the CPU
     threads: CPU threads one run uses, None for the backend's choice
+    precision: what to compute in, for a backend that can choose: OpenVINO's "fp32" (None) or "bf16". The others compute
+        in the types of the graph
     inputs, outputs: what the manifest says about them; the model has to agree
     ranges: limits of symbolic dimensions, as in `check_feeds`
     name: what messages call the graph
@@ -86,10 +117,28 @@ def open_executor(
         raise BackendError(f"{name}: unknown backend", got=repr(backend), expected=", ".join(BACKENDS))
     if backend == "tensorrt":
         raise BackendError(
-            f"{name}: no TensorRT executor yet",
+            f"{name}: TensorRT runs plans, not ONNX files",
             got="backend='tensorrt'",
-            expected="a plan for this GPU, which comes with `samrt build`",
-            fix="backend='onnxruntime'",
+            expected="a plan built for this GPU: samrt_engines.tensorrt.TensorRTExecutor(plan)",
+            fix="samrt build BUNDLE, then samrt.load(BUNDLE, backend='tensorrt')",
+        )
+    if backend == "openvino":
+        return OpenVinoExecutor(
+            model,
+            device=device,
+            threads=threads,
+            precision=precision or "fp32",
+            inputs=inputs,
+            outputs=outputs,
+            ranges=ranges,
+            name=name,
+        )
+    if precision is not None:
+        raise BackendError(
+            f"{name}: ONNX Runtime computes in the types of the graph",
+            got=f"precision={precision!r}",
+            expected="precision=None",
+            fix="export the model in this precision: samrt export --precision, or backend='openvino'",
         )
     return OnnxRuntimeExecutor(
         model, device=device, threads=threads, inputs=inputs, outputs=outputs, ranges=ranges, name=name

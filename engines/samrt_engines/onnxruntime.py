@@ -1,30 +1,29 @@
-"""Graphs on ONNX Runtime: the CPU, and NVIDIA GPUs where the CUDA provider is installed."""
+"""Graphs on ONNX Runtime: the CPU, and NVIDIA GPUs through its CUDA, TensorRT and TensorRT for RTX providers."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
-from samrt_engines.backends import CPU_PROVIDER, CUDA_PROVIDER, GET_CUDA_PROVIDER, cuda_device_count, import_onnxruntime
-from samrt_engines.errors import BackendError, ProviderError
-from samrt_engines.tensors import Array, TensorSpec, check_feeds, pick_outputs, spec_differences
+import numpy as np
 
-_DTYPE_FROM_ORT = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(uint8)": "uint8",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
-}
-_LOG_ERRORS = 3  # of ONNX Runtime's 0 (verbose) to 4 (fatal): the reason a provider was dropped is only ever logged
+from samrt_engines.backends import import_onnxruntime
+from samrt_engines.device import (
+    DeviceArray,
+    DeviceFeed,
+    Memory,
+    check_device_feeds,
+    device_parts,
+    memory_of,
+    wait_for_stream,
+)
+from samrt_engines.errors import BackendError, TensorError
+from samrt_engines.providers import checked_provider, choose_provider
+from samrt_engines.sessions import DTYPE_FROM_ORT, LOG_ERRORS, checked_specs, error_types, load_session, one_line
+from samrt_engines.tensors import Array, TensorSpec, check_feeds, pick_outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,12 @@ class OnnxRuntimeOptions:
     """Copy weights into the layout the CPU kernels like. Off, a session starts quicker and holds its weights once."""
     spin: bool = True
     """Let idle threads wait busily for work. Off, runs start later, and several sessions share the cores in peace."""
+    provider: str | None = None
+    """What runs the graph on a GPU, by ONNX Runtime's name; None is CUDA. Others: `providers.GPU_PROVIDERS`."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """The provider's own options, by its own names."""
+    stream: int | None = None
+    """Handle of the CUDA stream that all runs are queued on; None is one of the session's own."""
 
 
 class OnnxRuntimeExecutor:
@@ -59,43 +64,63 @@ class OnnxRuntimeExecutor:
         options: OnnxRuntimeOptions | None = None,
     ) -> None:
         ort = import_onnxruntime()
+        options = options or OnnxRuntimeOptions()
         self._name = name
         self._ranges = dict(ranges or {})
-        self._errors = _error_types(ort)
-        providers = _choose_providers(ort, device, name)
-        settings = _session_settings(ort, threads, options or OnnxRuntimeOptions(), name)
-        if isinstance(model, bytes):
-            # ONNX Runtime (1.31) looks for the external data of bytes in the working directory: files nobody checked.
-            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-        try:
-            session = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model),
-                settings,
-                providers=providers,
-                enable_fallback=0,
-            )
-        except self._errors as error:
-            raise BackendError(
-                f"{name}: ONNX Runtime cannot load the model",
-                got=_one_line(error),
-                fix="pass the path: this model has external data" if os.devnull in str(error) else None,
-            ) from error
-        self.provider = _checked_provider(session, providers[0][0], name)
-        self.inputs = _checked_specs(session.get_inputs(), inputs, f"{name}: the model's inputs")
-        self.outputs = _checked_specs(session.get_outputs(), outputs, f"{name}: the model's outputs")
+        self._errors = error_types(ort)
+        settings = _session_settings(ort, threads, options, name)
+        choice = choose_provider(ort, device, options.provider, _provider_options(options), settings, name)
+        session = load_session(ort, model, settings, providers=choice.providers, name=name)
+        self.provider = checked_provider(session, choice.name, name)
+        self.device = choice.device
+        """Where it runs and `run_device` leaves its results: "cpu" or "cuda:N"."""
+        self.precision: str | None = None  # the graph's own types decide
+        self.inputs, self.outputs = checked_specs(session, inputs, outputs, name)
+        self._stream = options.stream
         self._session: Any = session
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        session = self._session  # held here, a session that another thread closes lives until this run is done
-        if session is None:
-            raise BackendError(f"{self._name}: the executor is closed", fix="open another one: open_executor(...)")
+        session = self._open_session()
         check_feeds(feeds, self.inputs, ranges=self._ranges, graph=self._name)
         names = pick_outputs(outputs, self.outputs, graph=self._name)
         try:
             arrays = session.run(names, dict(feeds))
         except self._errors as error:
-            raise BackendError(f"{self._name}: ONNX Runtime failed on {self.provider}", got=_one_line(error)) from error
+            raise self._failure(error) from error
         return dict(zip(names, arrays, strict=True))
+
+    def run_device(
+        self, feeds: Mapping[str, DeviceFeed], outputs: Sequence[str] | None = None, *, stream: int | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run the graph once and leave the results where they were computed. See `DeviceExecutor`.
+
+        The results are ready on return. Each keeps the session's memory from being freed.
+        """
+        session = self._open_session()
+        memories = {name: memory_of(feed, name, self._name) for name, feed in feeds.items()}
+        check_device_feeds(memories, self.inputs, ranges=self._ranges, graph=self._name)
+        names = pick_outputs(outputs, self.outputs, graph=self._name)
+        kind, index = device_parts(self.device)
+        on_gpu = [memory for memory in memories.values() if memory.on_gpu]
+        foreign = [memory for memory in on_gpu if not isinstance(memory.owner, OrtArray)]  # ours are ready
+        if on_gpu and kind == "cpu":
+            raise TensorError(
+                f"{self._name}: an input lies on a GPU", got=f"{self.provider}", expected="arrays on the CPU"
+            )
+        streams = {memory.stream or 0 for memory in foreign} if stream is None else {stream}
+        for handle in streams - {self._stream} if foreign else ():
+            wait_for_stream(handle, index)
+        try:
+            binding = session.io_binding()
+            for name, memory in memories.items():
+                _bind(binding, name, memory, index)
+            for name in names:
+                binding.bind_output(name, kind, index)
+            session.run_with_iobinding(binding)
+            values = binding.get_outputs()
+        except self._errors as error:
+            raise self._failure(error) from error
+        return {name: OrtArray(value, self.device) for name, value in zip(names, values, strict=True)}
 
     def close(self) -> None:
         self._session = None
@@ -108,33 +133,76 @@ class OnnxRuntimeExecutor:
     ) -> None:
         self.close()
 
+    def _open_session(self) -> Any:
+        """The session; whoever holds it keeps it alive until a run is done, when another thread closes the executor."""
+        if self._session is None:
+            raise BackendError(f"{self._name}: the executor is closed", fix="open another one: open_executor(...)")
+        return self._session
 
-def _choose_providers(ort: ModuleType, device: str, name: str) -> list[tuple[str, dict[str, str]]]:
-    """Providers and their options for a device, the wanted one first. Loads the CUDA libraries of the gpu extra."""
-    offered = ort.get_available_providers()
-    if device == "auto":
-        device = "cuda" if CUDA_PROVIDER in offered and cuda_device_count() > 0 else "cpu"
-    if device == "cpu":
-        return [(CPU_PROVIDER, {})]
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if match is None:
-        raise BackendError(f"{name}: unknown device", got=repr(device), expected="auto, cpu, cuda or cuda:N")
-    if CUDA_PROVIDER not in offered:
-        raise ProviderError(
-            f"{name}: this ONNX Runtime has no CUDA provider",
-            got=", ".join(offered),
-            expected=CUDA_PROVIDER,
-            fix=f"{GET_CUDA_PROVIDER}, or device='cpu'",
-        )
-    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find; stdout belongs to the caller
-        ort.preload_dlls()
-    return [(CUDA_PROVIDER, {"device_id": match[1] or "0"}), (CPU_PROVIDER, {})]
+    def _failure(self, error: Exception) -> BackendError:
+        return BackendError(f"{self._name}: ONNX Runtime failed on {self.provider}", got=one_line(error))
+
+
+class OrtArray:
+    """A `DeviceArray` in memory of ONNX Runtime's, which hands bools on by DLPack as uint8."""
+
+    def __init__(self, value: Any, device: str) -> None:
+        """value: onnxruntime.OrtValue; device: where it is"""
+        self._value = value
+        self.device = device
+        self.shape = tuple(value.shape())
+        self.dtype = np.dtype(DTYPE_FROM_ORT[value.data_type()])
+
+    def numpy(self) -> Array:
+        return np.array(self._value.numpy())
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
+            raise BufferError("DLPack shares this memory where it is; it copies nothing: use numpy()")
+        return self._value._ortvalue.__dlpack__(stream)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        kind, index = self._value._ortvalue.__dlpack_device__()
+        return kind, index
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if self.device == "cpu":
+            raise AttributeError("not on a GPU")
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self._value.data_ptr(), False),
+            "strides": None,
+            "version": 3,
+            "stream": None,  # nothing to wait for: the run that made it is done
+        }
+
+
+def _bind(binding: Any, name: str, memory: Memory, index: int) -> None:
+    """Bind an input without a copy, or with one to the GPU where the memory is the host's."""
+    if memory.on_gpu:
+        binding.bind_input(name, "cuda", index, memory.dtype.type, memory.shape, memory.pointer)
+    else:
+        binding.bind_cpu_input(name, memory.owner)
+
+
+def _provider_options(options: OnnxRuntimeOptions) -> dict[str, str]:
+    stream = {} if options.stream is None else {"user_compute_stream": str(options.stream)}
+    return {**stream, **options.provider_options}
 
 
 def _session_settings(ort: ModuleType, threads: int | None, options: OnnxRuntimeOptions, name: str) -> Any:
     """An onnxruntime.SessionOptions."""
     settings = ort.SessionOptions()
-    settings.log_severity_level = _LOG_ERRORS
+    settings.log_severity_level = LOG_ERRORS
     if threads is not None:
         if threads < 1:
             raise BackendError(f"{name}: not a number of threads", got=str(threads), expected="1 or more, or None")
@@ -143,56 +211,3 @@ def _session_settings(ort: ModuleType, threads: int | None, options: OnnxRuntime
     settings.add_session_config_entry("session.disable_prepacking", "0" if options.prepack else "1")
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
     return settings
-
-
-def _checked_provider(session: Any, wanted: str, name: str) -> str:
-    """The provider a session runs on, once it is the wanted one."""
-    running = session.get_providers()
-    if running[:1] != [wanted]:
-        raise ProviderError(
-            f"{name}: ONNX Runtime dropped {wanted} while loading the model",
-            got=", ".join(running),
-            expected=wanted,
-            fix="the reason is in ONNX Runtime's log above, most often a CUDA or cuDNN library that is missing or of "
-            "another version; device='cpu' runs without",
-        )
-    return wanted
-
-
-def _checked_specs(nodes: Sequence[Any], promised: Sequence[TensorSpec] | None, what: str) -> tuple[TensorSpec, ...]:
-    """The promised specs, once the model's own agree with them; without a promise, the model's own."""
-    declared = tuple(_spec_from_node(node, what) for node in nodes)
-    if promised is None:
-        return declared
-    differences = spec_differences(declared, promised)
-    if differences:
-        raise BackendError(
-            f"{what} are not what the manifest says",
-            got="; ".join(differences),
-            expected="; ".join(map(str, promised)),
-            fix="export the model again: samrt export",
-        )
-    return tuple(promised)
-
-
-def _spec_from_node(node: Any, what: str) -> TensorSpec:
-    """What ONNX Runtime knows about an input or output. A dimension without size or name gets a name of its own."""
-    if node.type not in _DTYPE_FROM_ORT:
-        raise BackendError(
-            f"{what}: '{node.name}' is of a type samrt does not use",
-            got=node.type,
-            expected=", ".join(_DTYPE_FROM_ORT),
-        )
-    shape = (size if isinstance(size, int | str) else f"{node.name}.{axis}" for axis, size in enumerate(node.shape))
-    return TensorSpec(node.name, _DTYPE_FROM_ORT[node.type], tuple(shape))
-
-
-def _error_types(ort: ModuleType) -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: its own classes, which have no common base (1.31), and what its bindings add."""
-    kinds = vars(ort.capi.onnxruntime_pybind11_state).values()
-    own = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)]
-    return (*own, RuntimeError, ValueError, MemoryError)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

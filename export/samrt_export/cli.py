@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 from xml.sax.saxutils import quoteattr
@@ -12,6 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from samrt.commands.output import print_json, progress_bar, write_whole
+from samrt_engines.errors import MissingExtraError
+
+TO_EXPORT = ("torch", "onnx", "onnxscript", "safetensors")
+"""Packages of the export extra that exporting takes. The commands come with samrt itself, installed or not."""
+TO_COMPARE = ("torch", "safetensors")
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +26,17 @@ def register(app: typer.Typer) -> None:
     app.command("verify")(verify)
     app.command("models")(models)
     app.command("demo")(demo)
+
+
+def require_packages(command: str, packages: tuple[str, ...]) -> None:
+    """Import packages of the export extra. Raises MissingExtraError for one that is missing or broken."""
+    for package in packages:
+        try:
+            import_module(package)
+        except (ImportError, OSError) as error:  # OSError: a library of its own is missing
+            raise MissingExtraError.for_package(
+                package, extra="export", purpose=f"for samrt {command}", got=str(error)
+            ) from error
 
 
 def export(
@@ -36,6 +53,7 @@ def export(
 
     samrt export sam2.1-hiera-tiny --checkpoint sam2.1_hiera_tiny.pt -o bundles/tiny
     """
+    require_packages("export", TO_EXPORT)
     from samrt_export.export import export_model
 
     with progress_bar(f"export {model}") as progress:
@@ -68,6 +86,7 @@ def verify(
 
     samrt verify bundles/tiny --checkpoint sam2.1_hiera_tiny.pt
     """
+    require_packages("verify", TO_COMPARE)
     from samrt_export.verify import VerifyReport, verify_bundle
 
     def print_table(report: VerifyReport) -> None:
@@ -102,6 +121,7 @@ def verify(
 
 def models(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the models samrt can export."""
+    require_packages("models", ("torch",))
     from samrt_export.registry import families
 
     rows = [
@@ -130,6 +150,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Which pictures.")] = 0,
 ) -> None:
     """Export the shipped nano model, verify it, segment pictures in every way; leave PNGs and a report. Offline."""
+    require_packages("demo", TO_EXPORT)
     from samrt_export.demo import run_demo
 
     with progress_bar("demo") as progress:

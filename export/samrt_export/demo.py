@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 import samrt
-from samrt.commands.output import write_whole
+from samrt.commands.output import json_text, write_whole
 from samrt_export.export import ExportReport, export_model
 from samrt_export.nano.clicks import box_around, corrective_click, innermost_point
 from samrt_export.nano.evaluate import iou
@@ -225,7 +224,7 @@ def _write(report: DemoReport, first: Frame) -> None:
     )
     _save_png(report.out / SHEET, sheet)
     write_whole(report.out / "report.md", report.to_markdown().encode())
-    write_whole(report.out / "report.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
+    write_whole(report.out / "report.json", json_text(report.to_json()).encode())
 
 
 def _save_png(path: Path, array: NDArray[np.uint8]) -> None:

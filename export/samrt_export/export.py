@@ -14,14 +14,17 @@ import torch
 from samrt.manifest import VERSION
 from samrt_engines.errors import DeadOutputError, ExportError, ParityError
 from samrt_engines.executor import open_executor
+from samrt_export.flops import count_flops
 from samrt_export.onnx_graph import OPSET, onnx_from_spec
 from samrt_export.parity import ALIVE, TOLERANCE, ParityRow, ReferenceRun, measure_parity, reference_runs, summary
 from samrt_export.progress import Progress, silent
 from samrt_export.registry import Family, GraphSpec, find
+from samrt_export.selftest import make_selftest
 from samrt_export.source import Weights, load_weights
 from samrt_export.writer import bundle_folder, write_file, write_manifest
 
 PRECISIONS = tuple(TOLERANCE)
+SELFTEST = "selftest.npz"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def export_model(
         specs = family.graphs(weights.module, model)
         rows: list[ParityRow] = []
         entries: dict[str, Any] = {}
+        contents: dict[str, bytes] = {}
         done, total = 0, sum(len(spec.forms) for spec in specs)
         for spec in specs:
             progress(f"{spec.name}: PyTorch", done, total)
@@ -78,12 +82,16 @@ def export_model(
                     "precision": precision,
                     "targets": list(form.targets),
                     "opset": OPSET,
+                    "flops": count_flops(content, runs[0].feeds[0]),
                     "parity": summary(form_rows),
                 }
                 entries[spec.name]["forms"].append(record)
+                contents[spec.name] = content  # the last form, which is for any target
                 rows += form_rows
                 done += 1
-        write_manifest(folder, _manifest(family, model, weights, entries))
+        progress("self-test", total, total)
+        selftest = write_file(folder, SELFTEST, make_selftest(specs, contents, precision).to_bytes())
+        write_manifest(folder, _manifest(family, model, weights, entries) | {"selftest": selftest})
         progress("done", total, total)
     return ExportReport(out, model, tuple(rows), time.perf_counter() - started)
 

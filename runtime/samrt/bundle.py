@@ -10,6 +10,7 @@ The folder itself may be reached through a link: which folder to open is the cal
 """
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
-    digest: str  # SHA-256 of manifest.json, which names the sums of all other files
+    digest: str
+    """SHA-256 of the manifest, which names the sums of all other files; without its plans, which change no answer."""
 
     def read_model(self, form: Form) -> bytes | Path:
         """Return a checked model file: its bytes, or its path when it has external data or is over 2 GB.
@@ -55,6 +57,13 @@ class Bundle:
         for record in (form.file, *form.data):
             _hash_checked(self.folder, record)
         return self.folder / form.file.file
+
+    def read_file(self, record: FileRecord) -> bytes:
+        """Return the checked bytes of any file the manifest names.
+
+        Raises BundleError for a missing file, ChecksumError, UnsafePathError.
+        """
+        return _read_checked(self.folder, record)
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -88,7 +97,12 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             expected="a folder that `samrt export` finished writing",
             fix=f"samrt export MODEL -o {folder}",
         ) from None
-    return Bundle(folder, read_manifest(text), hashlib.sha256(text).hexdigest())
+    return Bundle(folder, read_manifest(text), _identity(text))
+
+
+def _identity(text: bytes) -> str:
+    document = {key: value for key, value in json.loads(text).items() if key != "plans"}
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _read_checked(folder: Path, record: FileRecord) -> bytes:

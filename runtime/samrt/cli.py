@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from samrt.commands import bench, doctor, info, segment
+from samrt.commands import bench, build, doctor, info, segment
 from samrt_engines.errors import MissingExtraError, SamrtError
 
 EXPORT_COMMANDS = ("export", "verify", "models", "demo")
-"""Commands that come with the export extra."""
+"""Commands of the exporter; where its folder is not installed at all, they say how to install it."""
 
 app = typer.Typer(
     name="samrt",
@@ -39,7 +39,7 @@ def build_app() -> typer.Typer:
         for name in EXPORT_COMMANDS:
             if name not in known:
                 _add_missing(name)
-        for module in (segment, info, bench, doctor):
+        for module in (segment, info, build, bench, doctor):
             module.register(app)
     return app
 
@@ -67,6 +67,10 @@ def print_error(error: SamrtError) -> None:
 def _add_missing(name: str) -> None:
     """A command that only says how to install it."""
 
-    @app.command(name, help="Comes with the export extra, which is not installed.", hidden=False)
+    @app.command(
+        name,
+        help="Comes with the export extra, which is not installed.",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
     def missing() -> None:
         raise MissingExtraError.for_package("samrt_export", extra="export", purpose=f"for samrt {name}")

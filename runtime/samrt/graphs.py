@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from samrt.manifest import Form, Graph, Manifest
-from samrt_engines.backends import CUDA_PROVIDER, available_backends, cuda_device_count
+from samrt_engines.backends import CUDA_PROVIDER, cuda_device_count, look_at_backend
 from samrt_engines.errors import BackendError, ManifestError
 from samrt_engines.tensors import TensorSpec
 
@@ -89,13 +89,19 @@ def absent_mask_hw(manifest: Manifest) -> tuple[int, int]:
     return height, width
 
 
+def runs_on_cuda(device: str) -> bool:
+    """Whether ONNX Runtime runs on a GPU for this device; "auto" is one where there are a GPU and the provider for it."""
+    if device == "auto":
+        return cuda_device_count() > 0 and CUDA_PROVIDER in look_at_backend("onnxruntime").providers
+    return device != "cpu"
+
+
 def _target(backend: str, device: str) -> str:
-    """What a graph will run on, as manifests name targets: "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt"."""
-    if backend == "tensorrt":
+    """What a graph will run on, as manifests name targets: "onnxruntime-cpu", "onnxruntime-cuda", "openvino", "tensorrt"."""
+    if backend in ("openvino", "tensorrt"):
         return backend
     if device == "auto":
-        offered = {provider for known in available_backends() for provider in known.providers}
-        device = "cuda" if CUDA_PROVIDER in offered and cuda_device_count() > 0 else "cpu"
+        device = "cuda" if runs_on_cuda(device) else "cpu"
     return f"onnxruntime-{device.partition(':')[0]}"
 
 

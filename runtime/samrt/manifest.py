@@ -45,6 +45,7 @@ class Form:
     targets: tuple[str, ...]
     opset: int
     parity: Mapping[str, Mapping[str, float]]  # output -> measure -> value, against PyTorch at export
+    flops: float | None = None  # floating-point operations of one run at the profiles' opt sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,16 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """An engine that ``samrt build`` made of a graph on this or another machine. A plan is code: no record, no loading."""
+
+    graph: str
+    file: FileRecord
+    key: Mapping[str, Any]
+    """What it was built from and for: `samrt_engines.tensorrt.PlanKey.from_json` reads it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A checked manifest."""
 
@@ -149,6 +160,9 @@ class Manifest:
     graphs: Mapping[str, Graph]
     numbers: Numbers
     abilities: tuple[str, ...]
+    selftest: FileRecord | None = None
+    """See `samrt.selftest`."""
+    plans: tuple[PlanRecord, ...] = ()
 
 
 def read_manifest(text: bytes) -> Manifest:
@@ -178,7 +192,15 @@ def parse_manifest(document: Any) -> Manifest:
     if not graphs:
         root.key("graphs").fail("at least one graph")
     abilities = tuple(cursor.text(r"[\w-]{1,50}") for cursor in root.key("abilities").items())
-    return Manifest(version, _source(root.key("source")), graphs, _numbers(root.key("numbers")), abilities)
+    return Manifest(
+        version,
+        _source(root.key("source")),
+        graphs,
+        _numbers(root.key("numbers")),
+        abilities,
+        _file(root.key("selftest")) if root.has("selftest") else None,
+        tuple(_plan(item, graphs) for item in root.key("plans").items(0, 4096)) if root.has("plans") else (),
+    )
 
 
 def _source(cursor: Cursor) -> Source:
@@ -246,7 +268,14 @@ def _form(cursor: Cursor) -> Form:
         targets=tuple(item.text(r"[\w-]{1,100}") for item in cursor.key("targets").items()),
         opset=cursor.key("opset").integer(1, 1000),
         parity=parity,
+        flops=cursor.key("flops").number(0.0) if cursor.has("flops") else None,
     )
+
+
+def _plan(cursor: Cursor, graphs: Mapping[str, Graph]) -> PlanRecord:
+    cursor.keys(("graph", "file", "sha256", "size", "key"))
+    key = {name: child.value for name, child in cursor.key("key").children().items()}
+    return PlanRecord(cursor.key("graph").text(choices=tuple(graphs)), _file(cursor), key)
 
 
 def _file(cursor: Cursor) -> FileRecord:

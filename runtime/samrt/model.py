@@ -23,60 +23,61 @@ from samrt.graphs import (
     SCORES,
     absent_mask_hw,
     check_graphs,
-    choose_form,
     largest,
 )
 from samrt.images import Image, as_rgb_uint8
-from samrt.manifest import Form, Manifest
+from samrt.manifest import Manifest
 from samrt.masks import Candidates, choose_candidates, clean_masks
+from samrt.opening import OpenGraph, open_graph, open_plan_graphs
 from samrt.prompts import Prompts, to_tensors
 from samrt.result import Result
 from samrt.transforms import Frame, image_to_input
+from samrt_engines.choice import Decision
 from samrt_engines.errors import ImageError, PromptError
-from samrt_engines.executor import Executor, open_executor
+from samrt_engines.executor import Executor
 
 _OBJECT_ASSUMED = 10.0  # what upstream takes for models without an object score: present
 
 
 def load(
-    path: str | os.PathLike[str], backend: str = "auto", *, device: str = "auto", threads: int | None = None
+    path: str | os.PathLike[str],
+    backend: str = "auto",
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    precision: str | None = None,
+    allow_unverified: bool = False,
 ) -> Model:
     """Load a bundle, checking every file it uses.
 
     path: the folder that ``samrt export`` wrote
-    backend: "auto", "onnxruntime" or "tensorrt"
+    backend: "onnxruntime", "openvino", "tensorrt", or "auto": on a GPU ONNX Runtime; on a CPU whichever runs each graph
+        fastest with the same answer, measured for a few seconds the first time and remembered (`Model.decisions`)
     device: "cpu", "cuda", "cuda:N", or "auto": CUDA where the backend has it and a GPU answers, else the CPU
     threads: CPU threads one run uses; None leaves it to the backend
+    precision: "fp32" or "bf16" where the backend can choose (OpenVINO); None is fp32 there, else what the graphs are in
+    allow_unverified: run TensorRT plans without the self-test that shows that they answer rightly on this GPU
 
     Raises BundleError (ManifestError, ChecksumError, UnsafePathError) for a folder that is not a sound bundle,
-    BackendError (MissingExtraError, ProviderError) for a backend or device that cannot be had. Nothing falls back
-    silently.
+    BackendError (MissingExtraError, ProviderError, DeviceError) for a backend or device that cannot be had, PlanError for
+    a plan that `samrt build` did not make for this machine, SelfTestError for one whose answers are wrong. Nothing falls
+    back silently.
     """
     bundle = open_bundle(path)
     check_graphs(bundle.manifest)
-    executors: dict[str, Executor] = {}
-    forms: dict[str, Form] = {}
+    if backend == "tensorrt":
+        return Model(bundle, open_plan_graphs(bundle, GRAPHS, device=device, allow_unverified=allow_unverified))
+    graphs: dict[str, OpenGraph] = {}
     try:
         for name in GRAPHS:
-            graph = bundle.manifest.graphs[name]
-            forms[name] = choose_form(graph, name, backend, device)
-            executors[name] = open_executor(
-                bundle.read_model(forms[name]),
-                backend=backend,
-                device=device,
-                # One thread for so small a graph: a pool of its own would still spin for work while the mask decoder's
-                # runs, and a click on SAM 2.1 tiny took 52 ms instead of 19 (4 cores, ONNX Runtime 1.31).
-                threads=1 if name == PROMPT_ENCODER else threads,
-                inputs=graph.inputs,
-                outputs=graph.outputs,
-                ranges=graph.ranges,
-                name=name,
+            graphs[name] = open_graph(
+                bundle, name, backend=backend, device=device, threads=threads, precision=precision
             )
     except BaseException:
-        for executor in executors.values():
-            executor.close()
+        for graph in graphs.values():
+            graph.executor.close()
         raise
-    return Model(bundle, executors, forms)
+    return Model(bundle, graphs)
 
 
 class Model:
@@ -86,10 +87,11 @@ class Model:
     data.
     """
 
-    def __init__(self, bundle: Bundle, executors: Mapping[str, Executor], forms: Mapping[str, Form]) -> None:
+    def __init__(self, bundle: Bundle, graphs: Mapping[str, OpenGraph]) -> None:
         self._bundle = bundle
-        self._executors = executors
-        self._forms = forms
+        self._executors = {name: graph.executor for name, graph in graphs.items()}
+        self._precisions = {name: graph.precision for name, graph in graphs.items()}
+        self._decisions = {name: graph.decision for name, graph in graphs.items() if graph.decision is not None}
         encoder, prompter, decoder = (bundle.manifest.graphs[name] for name in GRAPHS)
         embeddings = {spec.name for spec in prompter.outputs}
         # The tensors that link the graphs, and how much of each kind one run takes.
@@ -126,13 +128,18 @@ class Model:
 
     @property
     def precisions(self) -> dict[str, str]:
-        """Graph -> the precision of the form that was loaded: "fp32"."""
-        return {name: form.precision for name, form in self._forms.items()}
+        """Graph -> what it computes in, as read back from a backend that chooses: "fp32"."""
+        return dict(self._precisions)
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """Graph -> how "auto" chose its backend, where it measured: times, errors, what was refused and why."""
+        return dict(self._decisions)
 
     @property
     def device(self) -> str:
         """Where the model runs: "cpu" or "cuda"."""
-        return "cpu" if self._executors[MASK_DECODER].provider.startswith("CPU") else "cuda"
+        return self._executors[MASK_DECODER].device.partition(":")[0]
 
     def encode(self, image: Image | Sequence[Image]) -> Features:
         """Encode a picture, or a list of B pictures of any sizes as one batch.
@@ -150,7 +157,7 @@ class Model:
             tensor.flags.writeable = False
         image_hw = tuple((one.shape[0], one.shape[1]) for one in images)
         encoder = self._executors[IMAGE_ENCODER]
-        return Features(tensors, image_hw, self.digest, encoder.provider, self._forms[IMAGE_ENCODER].precision)
+        return Features(tensors, image_hw, self.digest, encoder.provider, self._precisions[IMAGE_ENCODER])
 
     def decode(
         self,
@@ -203,7 +210,7 @@ class Model:
             frames=frames,
             mask_threshold=threshold,
             provider=self._executors[MASK_DECODER].provider,
-            precision=self._forms[MASK_DECODER].precision,
+            precision=self._precisions[MASK_DECODER],
         )
 
     def close(self) -> None:

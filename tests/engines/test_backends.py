@@ -1,6 +1,7 @@
 """What `samrt doctor` knows: which backends are here, what they offer, and what to install."""
 
 import sys
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -8,13 +9,42 @@ import onnxruntime
 import pytest
 
 from samrt_engines import backends
-from samrt_engines.backends import BackendInfo, available_backends, cuda_device_count
+from samrt_engines.backends import BackendInfo, available_backends, cuda_device_count, look_at_backend
+from samrt_engines.tensorrt import Flavour, TensorRT, libraries
 
 
 def test_what_is_here_is_listed() -> None:
     info = available_backends()[0]
     assert (info.name, info.version) == ("onnxruntime", onnxruntime.__version__)
     assert "CPUExecutionProvider" in info.providers
+
+
+def test_all_are_looked_at() -> None:
+    assert [info.name for info in available_backends()] == ["onnxruntime", "openvino", "tensorrt"]
+
+
+def test_openvino_is_listed() -> None:
+    info = look_at_backend("openvino")
+    assert (info.providers, info.problem) == (("OpenVINO CPU",), None)
+    assert info.version == metadata.version("openvino")
+
+
+def test_openvino_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert look_at_backend("openvino") == BackendInfo(
+        "openvino",
+        None,
+        problem="import of openvino halted; None in sys.modules",
+        fix='pip install "samrt[openvino]"',
+    )
+
+
+def test_looking_at_one_imports_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = []
+    real = backends.import_module
+    monkeypatch.setattr(backends, "import_module", lambda name: imported.append(name) or real(name))
+    look_at_backend("onnxruntime")
+    assert imported == ["onnxruntime"]
 
 
 def test_onnxruntime_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,23 +76,30 @@ def test_a_gpu_that_onnxruntime_cannot_use_is_a_problem(monkeypatch: pytest.Monk
 
 
 def test_tensorrt_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    info = available_backends()[1]
+    for module in ("tensorrt", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
+    libraries._load.cache_clear()
+    info = look_at_backend("tensorrt")
+    libraries._load.cache_clear()
     assert (info.name, info.version, info.providers) == ("tensorrt", None, ())
-    assert info.fix == 'pip install "samrt[tensorrt]"'
+    assert info.fix == 'pip install "samrt[tensorrt]", or pip install "samrt[rtx]"'
 
 
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_tensorrt_needs_a_gpu_that_answers(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = ModuleType("tensorrt")
-    package.__dict__["__version__"] = "11.4.0"
-    monkeypatch.setitem(sys.modules, "tensorrt", package)
+@pytest.mark.parametrize(
+    ("flavour", "gpus", "providers", "problem"),
+    [
+        (Flavour.TENSORRT, 2, ("TensorRT",), None),
+        (Flavour.RTX, 1, ("TensorRT for RTX",), None),
+        (Flavour.TENSORRT, 0, (), "no NVIDIA driver or no GPU answers"),
+        (Flavour.RTX, 0, (), "no NVIDIA driver or no GPU answers; `samrt build --check` works without"),
+    ],
+)
+def test_tensorrt_needs_a_gpu_that_answers(
+    flavour: Flavour, gpus: int, providers: tuple[str, ...], problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libraries, "load_tensorrt", lambda: TensorRT(ModuleType("tensorrt"), flavour, "11.4.0"))
     monkeypatch.setattr(backends, "cuda_device_count", lambda: gpus)
-    info = available_backends()[1]
-    assert info.version == "11.4.0"
-    assert (info.providers, info.problem) == (
-        (("TensorRT",), None) if gpus else ((), "no NVIDIA driver or no GPU answers")
-    )
+    assert look_at_backend("tensorrt") == BackendInfo("tensorrt", "11.4.0", providers, problem)
 
 
 @pytest.mark.parametrize(

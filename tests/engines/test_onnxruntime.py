@@ -1,201 +1,36 @@
-"""The ONNX Runtime executor on tiny graphs: values against numpy, every refusal by its message, threads, close."""
+"""The ONNX Runtime executor: options, threads, which provider runs. What all executors owe: test_executor.py."""
 
 import re
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from threading import Barrier
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 
-from samrt_engines.errors import BackendError, MissingExtraError, ProviderError, TensorError
-from samrt_engines.executor import Executor, open_executor
+from samrt_engines import providers
+from samrt_engines.errors import BackendError, MissingExtraError, ProviderError
+from samrt_engines.executor import DeviceExecutor, open_executor
 from samrt_engines.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeOptions
-from samrt_engines.tensors import Array, TensorSpec
 
-OPSET = 23
+from .tiny_graphs import WEIGHT, linear, rows
+
 CUDA_FIX = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "samrt[gpu]"'
-
-LINEAR_INPUTS = (TensorSpec("x", "float32", ("rows", 3)), TensorSpec("shift", "float32", (2,)))
-LINEAR_OUTPUTS = (TensorSpec("product", "float32", ("rows", 2)), TensorSpec("y", "float32", ("rows", 2)))
-WEIGHT = np.array([[1, -2], [0.5, 4], [-3, 0.25]], np.float32)
-
-
-def model_bytes(nodes: Sequence[onnx.NodeProto], inputs: Any, outputs: Any, **initializers: Array) -> bytes:
-    """An ONNX file from nodes and (name, element type, shape) triples."""
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info(*each) for each in inputs],
-        [helper.make_tensor_value_info(*each) for each in outputs],
-        [onnx.numpy_helper.from_array(array, name) for name, array in initializers.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    return bytes(model.SerializeToString())
-
-
-def linear() -> bytes:
-    """product = x @ WEIGHT; y = product + shift."""
-    return model_bytes(
-        [
-            helper.make_node("MatMul", ["x", "weight"], ["product"]),
-            helper.make_node("Add", ["product", "shift"], ["y"]),
-        ],
-        [("x", TensorProto.FLOAT, ["rows", 3]), ("shift", TensorProto.FLOAT, [2])],
-        [("product", TensorProto.FLOAT, ["rows", 2]), ("y", TensorProto.FLOAT, ["rows", 2])],
-        weight=WEIGHT,
-    )
-
-
-def gather() -> bytes:
-    """picked = table[index]: fails at run time for an index that is not there."""
-    return model_bytes(
-        [helper.make_node("Gather", ["table", "index"], ["picked"])],
-        [("index", TensorProto.INT64, ["count"])],
-        [("picked", TensorProto.FLOAT, ["count"])],
-        table=np.arange(4, dtype=np.float32),
-    )
-
-
-def identity(element: int, shape: Sequence[int | str | None]) -> bytes:
-    return model_bytes(
-        [helper.make_node("Identity", ["t"], ["same"])], [("t", element, shape)], [("same", element, shape)]
-    )
-
-
-def rows(count: int, seed: int = 0) -> dict[str, Array]:
-    rng = np.random.default_rng(seed)
-    return {"x": rng.normal(size=(count, 3)).astype(np.float32), "shift": rng.normal(size=2).astype(np.float32)}
-
-
-def open_cpu(model: Path | bytes, **options: Any) -> Executor:
-    return open_executor(model, device="cpu", threads=1, **options)
 
 
 def exactly(message: str) -> str:
     return f"^{re.escape(message)}$"
 
 
-# What it computes
-
-
-@pytest.mark.parametrize("count", [0, 1, 7])
-def test_equals_numpy(count: int) -> None:
-    feeds = rows(count)
-    with open_cpu(linear()) as executor:
-        results = executor.run(feeds)
-    assert list(results) == ["product", "y"]
-    np.testing.assert_allclose(results["product"], feeds["x"] @ WEIGHT, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(results["y"], feeds["x"] @ WEIGHT + feeds["shift"], rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("element", "dtype"),
-    [
-        (TensorProto.FLOAT, "float32"),
-        (TensorProto.FLOAT16, "float16"),
-        (TensorProto.UINT8, "uint8"),
-        (TensorProto.INT32, "int32"),
-        (TensorProto.INT64, "int64"),
-        (TensorProto.BOOL, "bool"),
-    ],
-)
-def test_every_dtype_goes_through(element: int, dtype: str) -> None:
-    array = np.array([[0, 1, 2], [3, 0, 200]]).astype(dtype)
-    with open_cpu(identity(element, ["n", 3])) as executor:
-        assert executor.inputs == (TensorSpec("t", dtype, ("n", 3)),)
-        same = executor.run({"t": array})["same"]
-    assert same.dtype == dtype
-    np.testing.assert_array_equal(same, array)
-
-
-def test_views_and_read_only_arrays_are_fine() -> None:
-    wide = np.arange(24, dtype=np.float32).reshape(4, 6)
-    wide.flags.writeable = False
-    with open_cpu(identity(TensorProto.FLOAT, ["n", 3])) as executor:
-        np.testing.assert_array_equal(executor.run({"t": wide[:, ::2]})["same"], wide[:, ::2])
-        np.testing.assert_array_equal(executor.run({"t": wide.T[:, :3]})["same"], wide.T[:, :3])
-
-
-def test_results_belong_to_the_caller() -> None:
-    feeds = rows(2)
-    with open_cpu(linear()) as executor:
-        first = executor.run(feeds)["y"]
-        kept = first.copy()
-        executor.run(rows(2, seed=1))
-        np.testing.assert_array_equal(first, kept)
-        first += 1
-    np.testing.assert_array_equal(first, kept + 1)
-
-
-def test_only_the_wanted_outputs_in_their_order() -> None:
-    with open_cpu(linear()) as executor:
-        assert list(executor.run(rows(1), ["y"])) == ["y"]
-        assert list(executor.run(rows(1), ["y", "product", "y"])) == ["y", "product"]
-
-
-def test_a_path_and_its_bytes_run_alike(tmp_path: Path) -> None:
-    path = tmp_path / "linear.onnx"
-    path.write_bytes(linear())
-    with open_cpu(path) as from_path, open_cpu(path.read_bytes()) as from_bytes:
-        np.testing.assert_array_equal(from_path.run(rows(3))["y"], from_bytes.run(rows(3))["y"])
-
-
 @pytest.mark.parametrize("options", [OnnxRuntimeOptions(arena=False, prepack=False, spin=False), OnnxRuntimeOptions()])
 def test_options_do_not_change_results(options: OnnxRuntimeOptions) -> None:
     with (
         OnnxRuntimeExecutor(linear(), device="cpu", threads=2, options=options) as executor,
-        open_cpu(linear()) as plain,
+        open_executor(linear(), device="cpu", threads=1) as plain,
     ):
         np.testing.assert_allclose(executor.run(rows(5))["y"], plain.run(rows(5))["y"], rtol=1e-6)
-
-
-def test_many_threads_one_executor() -> None:
-    """Every thread gets the answer to its own question, with its own number of rows."""
-    threads, turns = 8, 40
-    together = Barrier(threads)
-
-    def ask(thread: int) -> bool:
-        together.wait()
-        for turn in range(turns):
-            feeds = rows(1 + (thread + turn) % 5, seed=thread * turns + turn)
-            expected = feeds["x"] @ WEIGHT + feeds["shift"]
-            np.testing.assert_allclose(executor.run(feeds, ["y"])["y"], expected, rtol=1e-5, atol=1e-6)
-        return True
-
-    with open_cpu(linear()) as executor, ThreadPoolExecutor(threads) as pool:
-        assert all(pool.map(ask, range(threads)))
-
-
-# What it says about itself
-
-
-def test_specs_come_from_the_model() -> None:
-    with open_cpu(linear()) as executor:
-        assert executor.inputs == LINEAR_INPUTS
-        assert executor.outputs == LINEAR_OUTPUTS
-        assert executor.provider == "CPUExecutionProvider"
-
-
-def test_a_dimension_without_a_name_gets_one_of_its_own() -> None:
-    with open_cpu(identity(TensorProto.FLOAT, [None, None])) as executor:
-        assert executor.inputs == (TensorSpec("t", "float32", ("t.0", "t.1")),)
-        assert executor.run({"t": np.zeros((2, 5), np.float32)})["same"].shape == (2, 5)
-
-
-def test_the_manifests_specs_rule_where_they_agree() -> None:
-    promised = (LINEAR_INPUTS[1], TensorSpec("x", "float32", ("prompts", 3)))
-    with open_cpu(linear(), inputs=promised, outputs=LINEAR_OUTPUTS[::-1], ranges={"prompts": (1, 4)}) as executor:
-        assert executor.inputs == promised
-        assert list(executor.run(rows(4))) == ["y", "product"]
-        with pytest.raises(TensorError, match=r"'prompts' is out of range in input 'x' \(axis 0\) \| got: 5"):
-            executor.run(rows(5))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -212,128 +47,30 @@ def test_threads_are_set(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [threads]
 
 
-# What it refuses
+def test_the_bytes_of_a_model_are_not_kept() -> None:
+    """ONNX Runtime itself holds a model's bytes as long as its session lives: 130 MB for SAM 2.1 tiny."""
+    model = linear()
+    before = sys.getrefcount(model)
+    with open_executor(model, device="cpu") as executor:
+        assert sys.getrefcount(model) == before
+        assert executor.run(rows(1))["y"].shape == (1, 2)
 
 
-def test_feeds_are_checked_before_onnxruntime_sees_them() -> None:
-    message = (
-        "mask_decoder: input 'x' has the wrong dtype | got: float64 | expected: float32 | fix: .astype(\"float32\")"
-    )
-    with open_cpu(linear(), name="mask_decoder") as executor, pytest.raises(TensorError, match=exactly(message)):
-        executor.run({**rows(1), "x": np.zeros((1, 3))})
-
-
-@pytest.mark.parametrize(("wanted", "got"), [(["masks"], "'masks'"), ([], "nothing")])
-def test_outputs_that_are_not_the_graphs(wanted: list[str], got: str) -> None:
-    message = f"graph: no such output | got: {got} | expected: 'product', 'y'"
-    with open_cpu(linear()) as executor, pytest.raises(TensorError, match=exactly(message)):
-        executor.run(rows(1), wanted)
-
-
-def test_closed() -> None:
-    executor = open_cpu(linear(), name="image_encoder")
-    executor.close()
-    executor.close()
-    message = "image_encoder: the executor is closed | fix: open another one: open_executor(...)"
+@pytest.mark.parametrize("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:0\n", "CPU"])
+def test_devices_that_make_no_sense(device: str) -> None:
+    message = f"graph: unknown device | got: {device!r} | expected: auto, cpu, cuda or cuda:N"
     with pytest.raises(BackendError, match=exactly(message)):
-        executor.run(rows(1))
+        open_executor(linear(), device=device)
 
 
-def test_closed_by_its_context_whatever_happens() -> None:
-    executor = open_cpu(linear())
-    with pytest.raises(KeyError), executor:
-        raise KeyError
-    with pytest.raises(BackendError, match="the executor is closed"):
-        executor.run(rows(1))
-
-
-def test_failure_while_running() -> None:
-    with open_cpu(gather(), name="table") as executor:
-        np.testing.assert_array_equal(executor.run({"index": np.array([3, 0])})["picked"], [3, 0])
-        with pytest.raises(BackendError, match=r"^table: ONNX Runtime failed on CPUExecutionProvider \| got: .*Gather"):
-            executor.run({"index": np.array([4])})
-        np.testing.assert_array_equal(executor.run({"index": np.array([1])})["picked"], [1])
-
-
-@pytest.mark.parametrize(("model", "reason"), [(b"", "No graph"), (b"not a model", "protobuf"), (linear()[:-40], "")])
-def test_not_a_model(model: bytes, reason: str) -> None:
-    with pytest.raises(BackendError, match=rf"^graph: ONNX Runtime cannot load the model \| got: .*{reason}") as caught:
-        open_cpu(model)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"^graph: ONNX Runtime cannot load the model \| got: .*doesn't exist"):
-        open_cpu(tmp_path / "nowhere.onnx")
-
-
-def test_external_data_only_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data beside a checked model is found; data that happens to lie in the working directory, which nobody checked, is not."""
-    path = tmp_path / "linear.onnx"
-    options = {"save_as_external_data": True, "location": "linear.data", "size_threshold": 0}
-    onnx.save_model(onnx.load_from_string(linear()), path, **options)
-    monkeypatch.chdir(tmp_path)
-    with open_cpu(path) as executor, open_cpu(linear()) as whole:
-        np.testing.assert_array_equal(executor.run(rows(2))["y"], whole.run(rows(2))["y"])
-    with pytest.raises(
-        BackendError, match=r"cannot load the model .* fix: pass the path: this model has external data$"
-    ):
-        open_cpu(path.read_bytes())
-
-
-def test_a_type_samrt_does_not_use() -> None:
-    with pytest.raises(
-        BackendError, match=r"'t' is of a type samrt does not use \| got: tensor\(double\) \| expected: "
-    ):
-        open_cpu(identity(TensorProto.DOUBLE, [1]))
-
-
-@pytest.mark.parametrize(
-    ("promise", "side", "difference"),
-    [
-        ({"inputs": LINEAR_INPUTS[:1]}, "inputs", "'shift' is unknown"),
-        ({"outputs": (*LINEAR_OUTPUTS, TensorSpec("z", "float32", (1,)))}, "outputs", "'z' is missing"),
-        (
-            {"inputs": (TensorSpec("x", "float16", ("rows", 3)), LINEAR_INPUTS[1])},
-            "inputs",
-            "x: float32 (rows, 3) instead of x: float16 (rows, 3)",
-        ),
-        (
-            {"outputs": (LINEAR_OUTPUTS[0], TensorSpec("y", "float32", ("rows", 2, 1)))},
-            "outputs",
-            "y: float32 (rows, 2) instead of y: float32 (rows, 2, 1)",
-        ),
-    ],
-)
-def test_a_model_its_manifest_does_not_know(promise: Any, side: str, difference: str) -> None:
-    expected = "; ".join(map(str, promise[side]))
+def test_no_tensorrt_without_a_plan() -> None:
     message = (
-        f"prompt_encoder: the model's {side} are not what the manifest says | got: {difference} | "
-        f"expected: {expected} | fix: export the model again: samrt export"
+        "graph: TensorRT runs plans, not ONNX files | got: backend='tensorrt' | "
+        "expected: a plan built for this GPU: samrt_engines.tensorrt.TensorRTExecutor(plan) | "
+        "fix: samrt build BUNDLE, then samrt.load(BUNDLE, backend='tensorrt')"
     )
     with pytest.raises(BackendError, match=exactly(message)):
-        open_cpu(linear(), name="prompt_encoder", **promise)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"backend": "onnx"}, "graph: unknown backend | got: 'onnx' | expected: auto, onnxruntime, tensorrt"),
-        (
-            {"backend": "tensorrt"},
-            "graph: no TensorRT executor yet | got: backend='tensorrt' | "
-            "expected: a plan for this GPU, which comes with `samrt build` | fix: backend='onnxruntime'",
-        ),
-        *(
-            ({"device": device}, f"graph: unknown device | got: {device!r} | expected: auto, cpu, cuda or cuda:N")
-            for device in ("", "gpu", "cuda:", "cuda:-1", "cuda:0\n", "CPU")
-        ),
-        ({"threads": 0}, "graph: not a number of threads | got: 0 | expected: 1 or more, or None"),
-    ],
-)
-def test_arguments_that_make_no_sense(options: Any, message: str) -> None:
-    with pytest.raises(BackendError, match=exactly(message)):
-        open_executor(linear(), **options)
+        open_executor(linear(), backend="tensorrt")
 
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +117,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         monkeypatch.setattr(onnxruntime, "InferenceSession", session)
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(offered))
         monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn"))
-        monkeypatch.setattr("samrt_engines.onnxruntime.cuda_device_count", lambda: gpus)
+        monkeypatch.setattr("samrt_engines.providers.cuda_device_count", lambda: gpus)
         return asked
 
     return arrange
@@ -440,6 +177,162 @@ def test_stdout_stays_clean_while_cuda_libraries_load(
     assert capsys.readouterr() == ("", "Failed to load libcudnn\n")
 
 
+TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
+
+
+def test_tensorrt_inside_onnxruntime(pretend: Callable[..., list[Any]]) -> None:
+    """What TensorRT cannot run goes to CUDA on the same GPU, and no further."""
+    asked = pretend(offered=[TENSORRT, CUDA, CPU], running=[TENSORRT, CUDA, CPU], gpus=2)
+    options = OnnxRuntimeOptions(provider=TENSORRT, provider_options={"trt_engine_cache_enable": "1"})
+    with OnnxRuntimeExecutor(linear(), device="cuda:1", options=options) as executor:
+        assert (executor.provider, executor.device) == (TENSORRT, "cuda:1")
+    mine = (TENSORRT, {"device_id": "1", "trt_engine_cache_enable": "1"})
+    assert asked == [[mine, (CUDA, {"device_id": "1"}), (CPU, {})]]
+
+
+def test_tensorrt_dropped_for_cuda_is_no_silent_fallback(pretend: Callable[..., list[Any]]) -> None:
+    pretend(offered=[TENSORRT, CUDA, CPU], running=[CUDA, CPU], gpus=1)
+    message = (
+        "graph: ONNX Runtime dropped TensorrtExecutionProvider while loading the model | "
+        "got: CUDAExecutionProvider, CPUExecutionProvider | expected: TensorrtExecutionProvider | fix: "
+    )
+    with pytest.raises(ProviderError, match=f"^{re.escape(message)}"):
+        OnnxRuntimeExecutor(linear(), device="cuda", options=OnnxRuntimeOptions(provider=TENSORRT))
+
+
+def test_tensorrt_without_a_gpu_build(pretend: Callable[..., list[Any]]) -> None:
+    pretend(offered=[CPU], running=[CPU], gpus=1)
+    message = (
+        "graph: this ONNX Runtime has no TensorRT provider | got: CPUExecutionProvider | "
+        f"expected: TensorrtExecutionProvider | fix: {CUDA_FIX}, or device='cpu'"
+    )
+    with pytest.raises(ProviderError, match=exactly(message)):
+        OnnxRuntimeExecutor(linear(), device="auto", options=OnnxRuntimeOptions(provider=TENSORRT))
+
+
+@pytest.mark.parametrize(
+    ("provider", "device", "message"),
+    [
+        (
+            "CUDA",
+            "cuda",
+            "graph: unknown provider | got: 'CUDA' | expected: CPUExecutionProvider, CUDAExecutionProvider, "
+            "TensorrtExecutionProvider, NvTensorRTRTXExecutionProvider",
+        ),
+        (CPU, "cuda", "graph: CPUExecutionProvider does not run on this device | got: device='cuda'"),
+        (TENSORRT, "cpu", "graph: TensorrtExecutionProvider does not run on this device | got: device='cpu'"),
+        (RTX, "auto", "graph: NvTensorRTRTXExecutionProvider does not run on this device | got: device='auto', no GPU"),
+    ],
+)
+def test_providers_that_make_no_sense(
+    provider: str, device: str, message: str, pretend: Callable[..., list[Any]]
+) -> None:
+    pretend(offered=[CUDA, CPU], running=[CUDA, CPU], gpus=0)
+    with pytest.raises(BackendError, match=exactly(message)):
+        OnnxRuntimeExecutor(linear(), device=device, options=OnnxRuntimeOptions(provider=provider))
+
+
+class Plugin:
+    """The wheel of TensorRT for RTX, and what ONNX Runtime's registry makes of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, gpus: int) -> None:
+        self.registered: list[tuple[str, str]] = []
+        self.added: list[Any] = []
+        self.gpus = gpus
+        package = ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+        package.__dict__["get_library_path"] = lambda: "/wheel/librtx.so"
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+        monkeypatch.setattr(onnxruntime, "register_execution_provider_library", self.register)
+        monkeypatch.setattr(onnxruntime, "get_ep_devices", self.devices)
+        real = onnxruntime.SessionOptions
+        plugin = self
+
+        class Settings(real):  # type: ignore[misc,valid-type]
+            def add_provider_for_devices(self, devices: Any, options: Any) -> None:
+                plugin.added.append(([device.index for device in devices], options))
+
+        monkeypatch.setattr(onnxruntime, "SessionOptions", Settings)
+        providers._register.cache_clear()
+
+    def register(self, name: str, library: str) -> None:
+        if self.registered:
+            raise RuntimeError("library is already registered")
+        self.registered.append((name, library))
+
+    def devices(self) -> list[Any]:
+        cpu = SimpleNamespace(ep_name=CPU, index=-1)
+        gpus = [SimpleNamespace(ep_name=RTX, index=index) for index in range(self.gpus)]
+        return [cpu, *(gpus if self.registered else [])]
+
+
+def test_the_rtx_plugin_is_registered_once_and_given_its_gpu(
+    pretend: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = pretend(offered=[CPU], running=[RTX, CPU], gpus=2)
+    plugin = Plugin(monkeypatch, gpus=2)
+    options = OnnxRuntimeOptions(provider=RTX, provider_options={"nv_max_workspace_size": "0"}, stream=5)
+    for device in ("auto", "cuda:1"):
+        with OnnxRuntimeExecutor(linear(), device=device, options=options) as executor:
+            assert executor.provider == RTX
+    assert executor.device == "cuda:1"
+    assert plugin.registered == [(RTX, "/wheel/librtx.so")]
+    given = {"user_compute_stream": "5", "nv_max_workspace_size": "0"}
+    assert plugin.added == [([0], given), ([1], given)]
+    assert asked == [[], []]  # a list of providers would overrule the plugin's device
+
+
+def test_the_rtx_plugin_without_its_gpu(pretend: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(offered=[CPU], running=[CPU], gpus=1)
+    Plugin(monkeypatch, gpus=0)
+    message = (
+        "graph: NvTensorRTRTXExecutionProvider does not have this GPU | got: cuda:0, where it has 0 in all | "
+        "expected: an NVIDIA RTX GPU, Ampere or later, with a driver for CUDA 13 | fix: samrt doctor, or device='cpu'"
+    )
+    for _ in range(2):  # the second time, the plugin is registered already
+        with pytest.raises(ProviderError, match=exactly(message)):
+            OnnxRuntimeExecutor(linear(), device="cuda", options=OnnxRuntimeOptions(provider=RTX))
+
+
+def test_the_rtx_plugin_without_a_driver(pretend: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(offered=[CPU], running=[CPU], gpus=0)
+    plugin = Plugin(monkeypatch, gpus=1)
+    message = (
+        "graph: NvTensorRTRTXExecutionProvider needs a GPU | got: no NVIDIA driver or no GPU | "
+        "fix: samrt doctor, or device='cpu'"
+    )
+    with pytest.raises(ProviderError, match=exactly(message)):
+        OnnxRuntimeExecutor(linear(), device="cuda", options=OnnxRuntimeOptions(provider=RTX))
+    assert plugin.registered == []
+
+
+def test_the_rtx_plugin_that_does_not_load(pretend: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(offered=[CPU], running=[CPU], gpus=1)
+    plugin = Plugin(monkeypatch, gpus=0)
+    plugin.registered.append(("somebody", "else"))
+    message = "graph: ONNX Runtime cannot load NvTensorRTRTXExecutionProvider | got: library is already registered"
+    with pytest.raises(ProviderError, match=exactly(message)):
+        OnnxRuntimeExecutor(linear(), device="cuda", options=OnnxRuntimeOptions(provider=RTX))
+
+
+def test_the_rtx_plugin_that_is_missing(pretend: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(offered=[CPU], running=[CPU], gpus=1)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    message = (
+        "the package onnxruntime-ep-nv-tensorrt-rtx-cu13 is needed for ONNX Runtime's NvTensorRTRTXExecutionProvider | "
+        'got: import of onnxruntime_ep_nv_tensorrt_rtx halted; None in sys.modules | fix: pip install "samrt[rtx]"'
+    )
+    with pytest.raises(MissingExtraError, match=exactly(message)):
+        OnnxRuntimeExecutor(linear(), device="cuda", options=OnnxRuntimeOptions(provider=RTX))
+
+
+def test_the_plugin_interface_of_onnxruntime_is_there() -> None:
+    """What the doubles above stand for exists in the ONNX Runtime that is installed, and a wrong library is an error."""
+    assert hasattr(onnxruntime.SessionOptions, "add_provider_for_devices")
+    assert CPU in [device.ep_name for device in onnxruntime.get_ep_devices()]
+    with pytest.raises(Exception, match="nowhere"):
+        onnxruntime.register_execution_provider_library("nobody", "/nowhere.so")
+
+
 @pytest.mark.gpu
 def test_cuda_equals_numpy() -> None:
     feeds = rows(7)
@@ -447,3 +340,15 @@ def test_cuda_equals_numpy() -> None:
         assert executor.provider == CUDA
         results = executor.run(feeds)
     np.testing.assert_allclose(results["y"], feeds["x"] @ WEIGHT + feeds["shift"], rtol=1e-2, atol=1e-2)  # TF32
+
+
+@pytest.mark.gpu
+def test_cuda_keeps_its_results_on_the_gpu() -> None:
+    feeds = rows(7)
+    with open_executor(linear(), device="cuda") as executor:
+        assert isinstance(executor, DeviceExecutor)
+        first = executor.run_device(feeds)
+        second = executor.run_device({"x": feeds["x"], "shift": feeds["shift"]})
+    assert first["y"].__dlpack_device__()[0] == 2
+    np.testing.assert_array_equal(first["y"].numpy(), second["y"].numpy())
+    np.testing.assert_allclose(first["y"].numpy(), feeds["x"] @ WEIGHT + feeds["shift"], rtol=1e-2, atol=1e-2)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
-from samrt import BundleError, CheckpointError, ExportError
+from samrt import BackendError, BundleError, CheckpointError, ExportError
 from samrt.cli import build_app
+from samrt.manifest import ImageNumbers
+from samrt.masks import upscale_logits
+from samrt.transforms import Frame, image_to_input
+from samrt_export import reference
 
 
 def run(*arguments: object) -> Result:
@@ -82,8 +90,67 @@ def test_an_existing_bundle_is_kept(nano_bundle: Path) -> None:
 
 
 def test_bench_against_pytorch(nano_bundle: Path) -> None:
-    result = run("bench", nano_bundle, "--against", "pytorch", "--runs", "5", "--threads", "1", "--json")
+    """Every graph and batch, and every whole task, has a row of both."""
+    arguments = ("--runs", "5", "--seconds", "1", "--threads", "1", "--json")
+    result = run("bench", nano_bundle, "--against", "pytorch", *arguments)
     assert result.exit_code == 0, result.output
-    rows = [row for row in json.loads(result.stdout)["rows"] if row["contender"] == "pytorch"]
-    assert [row["task"] for row in rows] == ["image_encoder", "prompt_encoder", "mask_decoder"]
-    assert all(row["relative_l2"] <= 1e-5 for row in rows)
+    report = json.loads(result.stdout)
+    rows = [row for row in report["rows"] if row["contender"] == "pytorch"]
+    ours = [row for row in report["rows"] if row["contender"] == "samrt"]
+    assert [(row["task"], row["batch"]) for row in rows] == [(row["task"], row["batch"]) for row in ours]
+    assert {(row["task"], row["batch"]) for row in rows if row["kind"] == "graph"} == {
+        *(("image_encoder", batch) for batch in (1, 2, 4)),
+        *((graph, batch) for graph in ("prompt_encoder", "mask_decoder") for batch in (1, 4, 16)),
+    }
+    compared = [row for row in rows if row["kind"] == "graph" or row["task"] == "encode"]
+    assert all(0 < row["relative_l2"] <= 1e-5 for row in compared)
+    masks = [row["mask_iou"] for row in rows if row not in compared]
+    assert len(masks) == 4
+    assert all(iou >= 0.999 for iou in masks)
+    assert report["processes"]["pytorch"]["rss_peak_mib"] > report["processes"]["samrt"]["rss_peak_mib"]
+    assert report["skipped"] == []
+
+
+@pytest.mark.parametrize("hw", [(48, 64), (300, 200), (256, 256)])
+def test_pytorch_reads_pictures_as_samrt_does(hw: tuple[int, int]) -> None:
+    """Resized and padded by torch or by samrt: the same input, for both rules."""
+    picture = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    for resize in ("stretch", "longest_side"):
+        numbers = ImageNumbers((256, 256), (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), resize, antialias=True)  # type: ignore[arg-type]
+        ours = image_to_input(picture, numbers)
+        theirs = reference.input_from_picture(torch.from_numpy(picture), numbers)[0].numpy()
+        np.testing.assert_allclose(theirs, ours, atol=0.01)  # of 255
+        logits = np.random.default_rng(1).normal(size=(1, 2, 64, 64)).astype(np.float32)
+        frame = Frame(hw, numbers)
+        resized = reference.picture_logits(torch.from_numpy(logits), frame).numpy()
+        np.testing.assert_allclose(resized, upscale_logits(logits, hw, frame), atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_a_reason(nano_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_nothing(module: object) -> Callable[..., NoReturn]:
+        def fail(*arguments: object) -> NoReturn:
+            raise RuntimeError("\nNo working C++ compiler found\nset TORCHDYNAMO_VERBOSE=1")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    opened = reference.open_reference(nano_bundle, mode="compile")
+    image = np.zeros((1, 256, 256, 3), np.float32)
+    message = r"torch.compile cannot compile or run image_encoder \| got: No working C\+\+ compiler found$"
+    with pytest.raises(BackendError, match=message):
+        opened.run_graph("image_encoder", {"image": image})
+
+
+@pytest.mark.slow
+def test_a_compiled_reference_agrees(nano_bundle: Path) -> None:
+    """Minutes on few cores: the compiler builds every graph."""
+    arguments = ("--runs", "5", "--seconds", "1", "--against", "pytorch-compile", "--json")
+    report = json.loads(run("bench", nano_bundle, *arguments).stdout)
+    rows = [row for row in report["rows"] if row["contender"] == "pytorch-compile"]
+    assert rows or report["skipped"]
+    assert all(row["relative_l2"] <= 1e-5 for row in rows if row["relative_l2"] is not None)
+
+
+def test_an_unknown_mode_is_refused(nano_bundle: Path) -> None:
+    with pytest.raises(BackendError, match=r"got: 'pytorch-magic' \| expected: pytorch, pytorch-compile"):
+        reference.open_reference(nano_bundle, mode="magic")

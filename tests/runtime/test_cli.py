@@ -14,6 +14,10 @@ from typer.testing import CliRunner, Result
 
 import samrt
 from samrt.cli import build_app
+from samrt.commands import doctor
+from samrt.commands.output import print_json
+from samrt.commands.segment import read_prompts
+from samrt_engines.backends import BackendInfo
 
 
 @pytest.fixture
@@ -62,6 +66,13 @@ def test_a_mask_picture_is_a_prompt(bundle_path: Path, picture_path: Path) -> No
         (["--point", "1"], "cannot read --point"),
         (["--point", "nan,1"], "finite"),
         (["--point", "500,1"], "outside the picture"),
+        (
+            ["--point", "10,10,0.5"],
+            "label of --point is not a whole number | got: '10,10,0.5' | expected: -1 padding, 0",
+        ),
+        (["--point", "10,10,1e0"], "not a whole number"),
+        (["--point", "10,10,nan"], "not a whole number"),
+        (["--point", "10,10,7"], "unknown label | got: 7 | expected: -1 padding, 0 negative, 1 positive"),
         (["--box", "30,20,10,5"], "box"),
         (["--point", "1,1", "--box", "1,1,2,2", "--box", "3,3,4,4"], "several boxes"),
         ([], "prompt"),
@@ -93,6 +104,85 @@ def test_doctor_names_what_really_is_there() -> None:
     assert "CPUExecutionProvider" in onnxruntime["providers"]
     assert document["samrt"] == samrt.__version__
     assert "onnxruntime" in run("doctor").stdout
+
+
+def test_labels_are_read_as_they_stand(bundle_path: Path) -> None:
+    with samrt.load(bundle_path, threads=1) as model:
+        prompts = read_prompts(["10,20.5", "1,2,0", "3,4,-1"], [], None, model)
+    np.testing.assert_array_equal(prompts.points, [[[10, 20.5], [1, 2], [3, 4]]])
+    np.testing.assert_array_equal(prompts.labels, [[1, 0, -1]])
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_doctor_recommends_what_would_help_here(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    """TensorRT helps where a GPU is, and is no problem where none is."""
+    missing = BackendInfo("tensorrt", None, problem="not installed", fix='pip install "samrt[tensorrt]"')
+    monkeypatch.setattr(doctor, "cuda_device_count", lambda: gpus)
+    monkeypatch.setattr(doctor, "available_backends", lambda: (missing,))
+    (backend,) = json.loads(run("doctor", "--json").stdout)["backends"]
+    assert backend["fix"] == (missing.fix if gpus else None)
+    assert ("samrt[tensorrt]" in run("doctor").stdout) == bool(gpus)
+
+
+def test_json_is_json_whatever_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"inf": float("inf"), "rows": [float("nan"), (np.float64("-inf"), 1.5)], "text": "NaN"})
+    document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert document == {"inf": None, "rows": [None, [None, 1.5]], "text": "NaN"}
+
+
+HIDING = """
+import sys
+sys.modules.update(dict.fromkeys({hidden!r}))
+from samrt.cli import main
+sys.argv = ["samrt", *{arguments!r}]
+main()
+"""
+EXTRA = ("torch", "onnx", "onnxscript", "safetensors")
+
+
+def run_without(hidden: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command in a process where some packages cannot be imported."""
+    program = HIDING.format(hidden=hidden, arguments=[str(argument) for argument in arguments])
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "arguments"),
+    [
+        (EXTRA, ["export", "nano", "-o", "OUT"]),
+        (EXTRA, ["verify", "OUT"]),
+        (EXTRA, ["models"]),
+        (EXTRA, ["demo", "-o", "OUT"]),
+        (("onnx",), ["export", "nano", "-o", "OUT"]),
+        (("onnxscript",), ["demo", "-o", "OUT"]),
+        (("safetensors",), ["verify", "OUT"]),
+    ],
+)
+def test_without_the_export_extra_its_commands_say_so(
+    tmp_path: Path, hidden: tuple[str, ...], arguments: list[str]
+) -> None:
+    out = tmp_path / "out"
+    done = run_without(hidden, *(out if argument == "OUT" else argument for argument in arguments))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: the package {hidden[0]} is needed for samrt {arguments[0]}")
+    assert 'fix: pip install "samrt[export]"' in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_without_the_export_extra_the_rest_works(bundle_path: Path, picture_path: Path) -> None:
+    out = picture_path.with_name("mask.npy")
+    done = run_without(EXTRA, "segment", picture_path, "-b", bundle_path, "--point", "32,24", "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert np.load(out).shape == (1, 48, 64)
+    for arguments in (["info", bundle_path], ["doctor"], ["--help"], ["export", "--help"]):
+        done = run_without(EXTRA, *arguments)
+        assert done.returncode == 0, done.stderr
+    done = run_without(EXTRA, "bench", bundle_path, "--against", "pytorch")
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("error: the package torch is needed to measure against pytorch")
+    assert 'fix: pip install "samrt[export]"' in done.stderr
 
 
 def test_errors_are_one_message_and_exit_code_2(tmp_path: Path) -> None:

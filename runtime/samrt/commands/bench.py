@@ -1,19 +1,29 @@
-"""``samrt bench``: latency and memory of a bundle."""
+"""``samrt bench``: latency, throughput, memory and parity of a bundle."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
 
+from samrt.bench import Report, to_html, to_markdown
 from samrt.bench import bench as measure
-from samrt.commands.output import print_json, progress_bar, write_whole
+from samrt.bench.markdown import quiet_text, ratio_text
+from samrt.commands.output import json_text, print_json, progress_bar, write_whole
 from samrt.images import read_image
-from samrt_engines.errors import InputError
+from samrt_engines.errors import InputError, MissingExtraError
+
+KINDS: dict[str, Callable[[Report], str]] = {
+    ".json": lambda report: json_text(report.to_json()),
+    ".md": to_markdown,
+    ".html": to_html,
+}
+"""Suffix of a report -> what makes its content."""
 
 
 def register(app: typer.Typer) -> None:
@@ -24,19 +34,24 @@ def register(app: typer.Typer) -> None:
 def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     image: Annotated[Path | None, typer.Option(help="Picture to measure with; made up when left out.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="Measure beside: pytorch.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="Measure beside: pytorch, pytorch-compile.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights for the reference, where needed.")] = None,
-    runs: Annotated[int, typer.Option(min=5, help="Timed runs of every task.")] = 50,
+    runs: Annotated[int, typer.Option(min=5, help="Timed runs of every task.")] = 200,
+    seconds: Annotated[float, typer.Option(min=0, help="Fewer runs (at least 5) where a task takes longer.")] = 30.0,
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime or tensorrt.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Report: .json or .md.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Report: .md, .json, .html, or a folder for all three.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure latency (p50, p95, p99) per graph and end to end, load time and peak memory.
+    """Measure latency per graph and end to end, throughput, memory, load time; parity and speed beside PyTorch.
 
-    samrt bench bundles/nano --against pytorch -o report.md
+    samrt bench bundles/nano --against pytorch -o report.html
     """
-    if out is not None and out.suffix not in (".json", ".md"):
-        raise InputError("unknown kind of report", got=repr(out.name), expected="a name ending in .json or .md")
+    if out is not None:
+        check_target(out)
     picture = None if image is None else read_image(image)
     with progress_bar("bench") as progress:
         report = measure(
@@ -44,14 +59,76 @@ def bench(
             image=picture,
             against=against or (),
             checkpoint=checkpoint,
+            backend=backend,
+            device=device,
             runs=runs,
+            seconds_per_task=seconds,
             threads=threads,
             progress=progress,
         )
     if out is not None:
-        text = report.to_markdown() if out.suffix == ".md" else json.dumps(report.to_json(), indent=1) + "\n"
-        write_whole(out, text.encode())
+        write_report(report, out)
     if json_output:
         print_json(report.to_json())
     else:
-        Console().print(Markdown(report.to_markdown()))
+        _print(report)
+
+
+def check_target(out: Path) -> None:
+    """Refuse, before minutes of measuring, a report that could not be written. Raises InputError, MissingExtraError."""
+    if out.suffix and out.suffix not in KINDS and not out.is_dir():
+        raise InputError(
+            "unknown kind of report", got=repr(out.name), expected=f"a name ending in {', '.join(KINDS)}, or a folder"
+        )
+    if out.suffix in KINDS and not out.parent.is_dir():
+        raise InputError(f"cannot write {out}", got=f"no folder {out.parent}", expected="a folder that exists")
+    if out.suffix in KINDS and out.is_dir():
+        raise InputError(
+            f"cannot write {out}", got="a folder of that name", expected="a file, or a folder without suffix"
+        )
+    if not out.suffix and out.exists() and not out.is_dir():
+        raise InputError(f"cannot write to {out}", got="a file", expected=f"a folder, or a name in {', '.join(KINDS)}")
+    if out.suffix in (".html", ""):
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError.for_package(
+                "matplotlib", extra="bench", purpose="to draw the plots of an HTML report"
+            ) from error
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write one file by its suffix; into a folder, made where there is none, ``report`` of every kind. Raises InputError."""
+    if out.suffix in KINDS:
+        write_whole(out, KINDS[out.suffix](report).encode())
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}", got=error.strerror, expected="a folder") from error
+    for suffix, content in KINDS.items():
+        write_whole(out / f"report{suffix}", content(report).encode())
+
+
+def _print(report: Report) -> None:
+    """What fits a terminal; the report files say more."""
+    console, machine = Console(), report.machine
+    console.print(
+        f"{report.model} on {machine['cpu']}, {machine['threads']} threads. {quiet_text(report)}", highlight=False
+    )
+    table = Table("task", "contender", "p50 ms", "p95", "p99", "times samrt", "error or IoU", box=None)
+    for row in report.rows:
+        error = "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"
+        agreement = error if row.mask_iou is None else f"IoU {row.mask_iou:.4f}"
+        task = f"{row.task} x{row.batch}" if row.kind == "graph" else row.task
+        figures = (f"{ms:.2f}" for ms in (row.p50_ms, row.p95_ms, row.p99_ms))
+        table.add_row(task, row.contender, *figures, ratio_text(row), agreement)
+    console.print(table)
+    for name, process in report.processes.items():
+        peak = "unknown" if process.rss_peak_mib is None else f"{process.rss_peak_mib:.0f} MiB"
+        console.print(
+            f"{name}: loads in {process.load_s:.2f} s, first mask after {process.first_s:.2f} s, peak memory {peak}",
+            highlight=False,
+        )
+    for one in report.skipped:
+        console.print(Text(f"{one.contender} was skipped from '{one.task}' on: {one.reason}", "yellow"))

@@ -17,11 +17,17 @@ from rich.text import Text
 from samrt import __version__
 from samrt.commands.output import print_json
 from samrt.machine import cpu_name, usable_cores
-from samrt_engines.backends import available_backends, cuda_device_count
+from samrt_engines.backends import BackendInfo, available_backends, cuda_device_count
 from samrt_engines.errors import pip_line
 
-EXTRAS = {"export": "torch", "video": "av", "bench": "matplotlib", "openvino": "openvino"}
-"""Extra -> the package that shows whether it is installed."""
+EXTRAS = {
+    "export": ("torch", "to export and verify models"),
+    "video": ("av", "to read and write video files"),
+    "bench": ("matplotlib", "for the plots of samrt bench"),
+}
+"""Extra -> the package that shows whether it is installed, and what it is for."""
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx")
+"""Backends that are of no use without an NVIDIA GPU."""
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +45,8 @@ def doctor(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.
 
 
 def diagnose() -> dict[str, Any]:
-    """The machine, the backends and the extras, in plain JSON values."""
+    """The machine, the backends and the extras, in plain JSON values. A fix stands only where it helps this machine."""
+    gpus = cuda_device_count()
     return {
         "samrt": __version__,
         "python": platform.python_version(),
@@ -47,14 +54,29 @@ def diagnose() -> dict[str, Any]:
         "platform": f"{sys.platform} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": usable_cores(),
-        "gpus": cuda_device_count(),
-        "backends": [asdict(backend) for backend in available_backends()],
+        "gpus": gpus,
+        "backends": [_backend(backend, gpus) for backend in available_backends()],
         "extras": [
-            {"name": name, "installed": found, "fix": None if found else pip_line(name)}
-            for name, package in EXTRAS.items()
-            for found in (find_spec(package) is not None,)
+            {"name": name, "installed": found, "purpose": purpose, "fix": None if found else pip_line(name)}
+            for name, (package, purpose) in EXTRAS.items()
+            for found in (_is_installed(package),)
         ],
     }
+
+
+def _backend(backend: BackendInfo, gpus: int) -> dict[str, Any]:
+    """A backend in plain JSON values; one that only a GPU could use is no problem to mend where none is."""
+    entry = asdict(backend)
+    if backend.name in GPU_BACKENDS and not gpus:
+        entry |= {"problem": "of no use here: no NVIDIA GPU answers", "fix": None}
+    return entry
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # a package that was imported in an unusual way has no spec
+        return False
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -63,15 +85,14 @@ def _print(document: dict[str, Any]) -> None:
     console.print(f"{document['cpu']}, {document['cores']} cores, {document['gpus'] or 'no'} NVIDIA GPU")
     table = Table("what", "state", "fix")
     for backend in document["backends"]:
-        state = f"{backend['version']}: {', '.join(backend['providers'])}" if backend["version"] else "not installed"
-        ok = not backend["problem"]
-        table.add_row(
-            backend["name"],
-            Text(state if ok else f"{state}; {backend['problem']}", "green" if ok else "yellow"),
-            Text(backend["fix"] or ""),
-        )
+        state = f"{backend['version']}: {', '.join(backend['providers'])}" if backend["version"] else "not available"
+        problem, fix = backend["problem"], backend["fix"]
+        style = "yellow" if fix else "dim" if problem else "green"
+        table.add_row(backend["name"], Text(f"{state}; {problem}" if problem else state, style), Text(fix or ""))
     table.add_section()
     for extra in document["extras"]:
         installed = Text("installed", "green") if extra["installed"] else Text("not installed", "dim")
-        table.add_row(f"extra {extra['name']}", installed, Text(extra["fix"] or ""))
+        table.add_row(
+            f"extra {extra['name']}", installed, Text(f"{extra['fix']}\n{extra['purpose']}" if extra["fix"] else "")
+        )
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +19,21 @@ from samrt_engines.errors import InputError
 
 def print_json(document: Any) -> None:
     """Pure JSON on stdout."""
-    print(json.dumps(document, indent=1))
+    print(json_text(document), end="")
+
+
+def json_text(document: Any) -> str:
+    """A document as JSON with a line end. JSON has no infinity and no NaN; such numbers become null."""
+    return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same value with None for every number that is not finite, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from samrt.commands.output import print_json, progress_bar, write_whole
 from samrt.draw import overlay
 from samrt.images import read_image
 from samrt.model import Model, load
-from samrt.prompts import Prompts
+from samrt.prompts import LABELS, Prompts
 from samrt.result import Result
 from samrt_engines.errors import InputError, PromptError
 
@@ -65,21 +66,34 @@ def segment(
 
 def read_prompts(points: list[str], boxes: list[str], mask: Path | None, model: Model) -> Prompts:
     """Prompts from command-line texts. Raises PromptError."""
-    xyl = [_numbers(text, "--point", (2, 3), "X,Y or X,Y,LABEL") for text in points]
+    clicks = [_click(text) for text in points]
     corners = [_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in boxes]
-    if xyl and len(corners) > 1:
+    if clicks and len(corners) > 1:
         raise PromptError(
             "points with several boxes",
-            got=f"{len(xyl)} points, {len(corners)} boxes",
+            got=f"{len(clicks)} points, {len(corners)} boxes",
             expected="points and one box at most",
         )
-    labels = [int(values[2]) if len(values) == 3 else 1 for values in xyl]
     return Prompts(
-        points=[values[:2] for values in xyl] or None,
-        labels=labels or None,
+        points=[xy for xy, _ in clicks] or None,
+        labels=[label for _, label in clicks] or None,
         boxes=(corners[0] if len(corners) == 1 else corners) if corners else None,
         masks=_mask_logits(mask, model) if mask else None,
     )
+
+
+def _click(text: str) -> tuple[list[float], int]:
+    """A point and its label, which is 1 where none is given. Raises PromptError."""
+    numbers, label = text, "1"
+    if text.count(",") == 2:
+        numbers, _, label = text.rpartition(",")
+    xy = _numbers(numbers, "--point", (2,), "X,Y or X,Y,LABEL")
+    if not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", label):
+        known = ", ".join(f"{number} {name.replace('_', ' ')}" for number, name in LABELS.items())
+        raise PromptError(
+            "the label of --point is not a whole number", got=repr(text), expected=known, fix="--point X,Y,1"
+        )
+    return xy, int(label)
 
 
 def _numbers(text: str, option: str, counts: tuple[int, ...], expected: str) -> list[float]:

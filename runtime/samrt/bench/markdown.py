@@ -1,0 +1,133 @@
+"""A report as a page of Markdown."""
+
+from __future__ import annotations
+
+from samrt.bench.process import Process
+from samrt.bench.report import Report, Row
+
+METHOD = (
+    "Contenders take turns in every round and the order rotates. Ratios are paired round by round: the median, with the "
+    "quartiles in brackets; over 1, samrt is faster. Errors are of samrt's outputs against the contender's, same inputs, "
+    "same run. Memory and load times come from fresh processes."
+)
+
+
+def to_markdown(report: Report) -> str:
+    """The whole report."""
+    peak = report.machine["peak"]
+    parts = [
+        f"# {report.model}",
+        f"{report.machine['cpu']}, {report.machine['cores']} cores, {report.machine['threads']} threads; "
+        f"samrt {report.machine['samrt']}, Python {report.machine['python']}, numpy {report.machine['numpy']}; "
+        f"{report.machine['time']}; picture {report.image_hw[1]} x {report.image_hw[0]}.",
+        quiet_text(report),
+        f"Probed peak: {peak['gflops']:.0f} GFLOP/s with {peak['threads']} threads ({peak['method']}).",
+        METHOD,
+        *(f'**{one.contender} was skipped** from "{one.task}" on: {one.reason}' for one in report.skipped),
+        "## Graphs",
+        _table(*graph_table(report)),
+        "## End to end",
+        _table(*whole_table(report)),
+        "## Files and memory",
+        _table(*memory_table(report)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def graph_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: one row for each graph, batch and contender."""
+    rows = [row for row in report.rows if row.kind == "graph"]
+    # What no row has makes no column: parity without a reference, shares without a count of the work.
+    compared, counted = any(row.ratio is not None for row in rows), any(row.share_of_peak is not None for row in rows)
+    head = ["graph", "batch", "contender", "runs", "p50 ms", "p95 ms", "p99 ms", "per second"]
+    head += ["of peak"] * counted + ["times samrt", "relative error"] * compared
+    return head, [
+        [row.task, str(row.batch), contender_text(row), *_times(row)]
+        + ["" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"] * counted
+        + [ratio_text(row), "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"] * compared
+        for row in rows
+    ]
+
+
+def whole_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: one row for each task and contender."""
+    rows = [row for row in report.rows if row.kind == "whole"]
+    compared = any(row.ratio is not None for row in rows)
+    head = ["task", "contender", "runs", "p50 ms", "p95 ms", "p99 ms", "per second"]
+    head += ["times samrt", "agreement"] * compared
+    return head, [
+        [row.task, contender_text(row), *_times(row)] + [ratio_text(row), _agreement(row)] * compared for row in rows
+    ]
+
+
+def memory_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: one row for each contender's process, and for each graph alone in one."""
+    gpu = any(process.vram_mib is not None for process in _all_processes(report))
+    head = ["process", "file MiB", "plan MiB", "load s", "to first result s", "RSS base", "loaded", "peak MiB"]
+    head += ["VRAM MiB", "of it context", "allocated"] * gpu
+    rows = []
+    for name, process in report.processes.items():
+        size = sum(facts.model_bytes for facts in report.graphs.values()) if name == "samrt" else None
+        plans = [facts.plan_bytes for facts in report.graphs.values() if facts.plan_bytes is not None]
+        plan = sum(plans) if name == "samrt" and plans else None
+        rows.append((f"{name}: encode, one click", size, plan, process))
+    rows += [
+        (f"{name} alone", facts.model_bytes, facts.plan_bytes, facts.process) for name, facts in report.graphs.items()
+    ]
+    return head, [
+        [
+            name,
+            *("" if size is None else f"{size / 2**20:.1f}" for size in (model_bytes, plan_bytes)),
+            f"{process.load_s:.2f}",
+            f"{process.first_s:.2f}",
+            *(_mib(size) for size in (process.rss_base_mib, process.rss_loaded_mib, process.rss_peak_mib)),
+        ]
+        + [_mib(size) for size in (process.vram_mib, process.vram_context_mib, process.vram_allocated_mib)] * gpu
+        for name, model_bytes, plan_bytes, process in rows
+    ]
+
+
+def quiet_text(report: Report) -> str:
+    """How busy the machine was before; what others do on it falls on the contenders unevenly where cores are short."""
+    load: float | None = report.machine["load_before"]
+    if load is None:
+        return "How busy the machine was before is not known here."
+    text = f"Load average before: {load:.2f}."
+    if load > report.machine["cores"] / 4:
+        text += " The machine was not quiet: do not quote these figures."
+    return text
+
+
+def contender_text(row: Row) -> str:
+    """Who, in which precision, on what."""
+    return f"{row.contender}, {row.precision} on {row.ran_on}"
+
+
+def ratio_text(row: Row) -> str:
+    """The paired ratio with its quartiles."""
+    if row.ratio is None or row.ratio_quartiles is None:
+        return ""
+    return f"{row.ratio:.2f} ({row.ratio_quartiles[0]:.2f} to {row.ratio_quartiles[1]:.2f})"
+
+
+def _times(row: Row) -> list[str]:
+    return [str(row.runs), *(f"{ms:.2f}" for ms in (row.p50_ms, row.p95_ms, row.p99_ms)), f"{row.per_second:.4g}"]
+
+
+def _agreement(row: Row) -> str:
+    if row.mask_iou is not None:
+        return f"mask IoU {row.mask_iou:.4f}"
+    return "" if row.relative_l2 is None else f"relative error {row.relative_l2:.1e}"
+
+
+def _mib(size: float | None) -> str:
+    return "" if size is None else f"{size:.0f}"
+
+
+def _all_processes(report: Report) -> list[Process]:
+    return [*report.processes.values(), *(facts.process for facts in report.graphs.values())]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

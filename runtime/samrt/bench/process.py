@@ -1,0 +1,190 @@
+"""Memory and load time, each measured in a fresh process that does nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samrt.bench.contenders import SAMRT, Contender, allocated_bytes, is_gpu, open_reference, open_samrt
+from samrt.bench.gpu import open_context, process_vram_bytes
+from samrt.bench.tasks import WholeTask, clicks, made_up_picture
+from samrt.bundle import open_bundle
+from samrt.graphs import MASK_DECODER, choose_form
+from samrt_engines.errors import BackendError, SamrtError
+from samrt_engines.executor import open_executor
+
+STATUS = Path("/proc/self/status")
+PROGRAM = """
+import sys, time
+start = time.perf_counter()
+import samrt
+seconds = time.perf_counter() - start
+from samrt.bench.process import answer
+answer(sys.argv[1], seconds)
+"""
+
+
+@dataclass(frozen=True)
+class Process:
+    """What one fresh process needed. Sizes in MiB; None where this machine cannot tell, and for a GPU that is not used.
+
+    base: Python, numpy and samrt, before anything is loaded. loaded: libraries and weights too. peak: after the first runs.
+    """
+
+    import_s: float
+    load_s: float
+    first_s: float
+    """From the start of loading to the end of the first runs: the first mask, or a graph's first outputs."""
+    rss_base_mib: float | None
+    rss_loaded_mib: float | None
+    rss_peak_mib: float | None
+    vram_context_mib: float | None = None
+    vram_mib: float | None = None
+    """NVML's count for the process after the first runs, its CUDA context included."""
+    vram_allocated_mib: float | None = None
+    """What the contender's own allocator handed out at most."""
+
+
+def measure_process(
+    bundle: Path,
+    *,
+    contender: str = SAMRT,
+    graph: str | None = None,
+    hw: tuple[int, int],
+    backend: str = "auto",
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    threads: int | None = None,
+) -> Process:
+    """Load a contender in a fresh process, and answer a click there; or load a single graph of samrt's and run it once.
+
+    Raises BackendError with the last line the process left when it fails.
+    """
+    request = {
+        "bundle": str(bundle),
+        "contender": contender,
+        "graph": graph,
+        "hw": hw,
+        "backend": backend,
+        "device": device,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "threads": threads,
+    }
+    command = [sys.executable, "-c", PROGRAM, json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, no message"]
+        raise BackendError(f"{graph or contender} does not run in a fresh process", got=lines[-1])
+    return Process(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def answer(text: str, import_s: float) -> None:
+    """The fresh process itself: does what a request asks, prints a `Process` as JSON."""
+    request: dict[str, Any] = json.loads(text)
+    base = _status_mib("VmRSS")
+    uses_gpu = request["device"] != "cpu"
+    context = process_vram_bytes() if uses_gpu and open_context() else None
+    start = time.perf_counter()
+    try:
+        measured = _one_graph(request) if request["graph"] else _whole(request)
+    except SamrtError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    loaded, rss_loaded, allocated, on_gpu = measured
+    seconds = time.perf_counter() - start
+    found = Process(
+        import_s=import_s,
+        load_s=loaded - start,
+        first_s=seconds,
+        rss_base_mib=base,
+        rss_loaded_mib=rss_loaded,
+        rss_peak_mib=peak_rss_mib(),
+        vram_context_mib=_mib(context) if on_gpu else None,
+        vram_mib=_mib(process_vram_bytes()) if on_gpu else None,
+        vram_allocated_mib=_mib(allocated) if on_gpu else None,
+    )
+    print(json.dumps(asdict(found)))
+
+
+def peak_rss_mib() -> float | None:
+    """The peak of this process's resident memory.
+
+    Linux tells it as VmHWM; its getrusage would give a child the peak of its parent. Elsewhere getrusage is right.
+    """
+    peak = _status_mib("VmHWM")
+    if peak is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _whole(request: Mapping[str, Any]) -> tuple[float, float | None, int | None, bool]:
+    """Load a contender, encode a picture and answer a click."""
+    contender = _open(request)
+    loaded, rss_loaded = time.perf_counter(), _status_mib("VmRSS")
+    picture = made_up_picture((request["hw"][0], request["hw"][1]))
+    contender.whole(WholeTask("click", clicks(picture, 1), best=True), picture)()
+    return loaded, rss_loaded, contender.allocated_bytes(), contender.on_gpu(MASK_DECODER)
+
+
+def _open(request: Mapping[str, Any]) -> Contender:
+    bundle, threads = Path(request["bundle"]), request["threads"]
+    if request["contender"] == SAMRT:
+        return open_samrt(bundle, backend=request["backend"], device=request["device"], threads=threads)
+    checkpoint = None if request["checkpoint"] is None else Path(request["checkpoint"])
+    return open_reference(
+        request["contender"], bundle, checkpoint=checkpoint, threads=threads, device=request["device"]
+    )
+
+
+def _one_graph(request: Mapping[str, Any]) -> tuple[float, float | None, int | None, bool]:
+    """Open one graph and run it on zeros of its profiles' opt sizes."""
+    name, bundle = request["graph"], open_bundle(request["bundle"])
+    graph = bundle.manifest.graphs[name]
+    form = choose_form(graph, name, request["backend"], request["device"])
+    executor = open_executor(
+        bundle.read_model(form),
+        backend=request["backend"],
+        device=request["device"],
+        threads=request["threads"],
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        ranges=graph.ranges,
+        name=name,
+    )
+    loaded, rss_loaded = time.perf_counter(), _status_mib("VmRSS")
+    sizes = {symbol: profile.opt for symbol, profile in graph.profiles.items()}
+    executor.run(
+        {
+            spec.name: np.zeros(
+                [sizes.get(size, 1) if isinstance(size, str) else size for size in spec.shape], spec.dtype
+            )
+            for spec in graph.inputs
+        }
+    )
+    return loaded, rss_loaded, allocated_bytes(executor), is_gpu(executor.provider)
+
+
+def _status_mib(field: str) -> float | None:
+    """A size of this process from Linux's /proc, in MiB; None elsewhere."""
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    sizes = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
+    return next((int(size) / 1024 for size in sizes), None)
+
+
+def _mib(size: int | None) -> float | None:
+    return None if size is None else size / 2**20
