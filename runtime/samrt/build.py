@@ -150,10 +150,7 @@ def open_plans(
     """
     index = int(device.partition(":")[2] or 0)
     cache = PlanCache(bundle.folder / FOLDER)
-    plans = {}
-    for name, form in forms.items():
-        key = _key(bundle.manifest.graphs[name], form, BuildOptions(device=index))
-        plans[name] = _recorded(bundle, cache, name, key)
+    plans = {name: _recorded(bundle, cache, name, form, index) for name, form in forms.items()}
     with ExitStack() as stack:
         executors = _open(bundle, plans, index, stack)
         if not allow_unverified:
@@ -252,18 +249,24 @@ def _built(name: str, form: Form, plan: Plan) -> BuiltGraph:
     )
 
 
-def _recorded(bundle: Bundle, cache: PlanCache, name: str, key: PlanKey) -> Plan:
-    """The plan of this key that the manifest vouches for. Raises PlanError."""
-    records = [record for record in bundle.manifest.plans if record.graph == name]
-    known = {record.file.sha256: PlanKey.from_json(dict(record.key)) for record in records}
-    for sha256, found in known.items():
-        if found == key:
-            return cache.load(name, key, sha256=sha256)
-    nearest = min((explain_difference(key, found) for found in known.values()), key=len, default=None)
+def _recorded(bundle: Bundle, cache: PlanCache, name: str, form: Form, device: int) -> Plan:
+    """The plan for this machine that the manifest vouches for, with whatever options it was built. Raises PlanError."""
+    graph = bundle.manifest.graphs[name]
+    differences = []
+    for record in bundle.manifest.plans:
+        if record.graph != name:
+            continue
+        found = PlanKey.from_json(dict(record.key))
+        options = BuildOptions(flavour=found.flavour, device=device, **dict(found.options))  # type: ignore[arg-type]
+        wanted = _key(graph, form, options)
+        if found == wanted:
+            return cache.load(name, found, sha256=record.file.sha256)
+        differences.append(explain_difference(wanted, found))
+    nearest = min(differences, key=len, default=None)
     raise PlanError(
         f"{name}: no plan for this machine" if nearest is None else f"{name}: the plan is stale or foreign",
         got="none recorded in the manifest" if nearest is None else "; ".join(nearest),
-        expected=f"a plan for {key.gpu}, compute capability {key.capability}, {key.flavour} {key.version}",
+        expected=f"a plan of {form.file.file} for this GPU and TensorRT",
         fix=f"samrt build {bundle.folder}",
     )
 

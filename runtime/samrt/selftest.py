@@ -10,9 +10,11 @@ whole tensor; what is wrong enough to matter shows there.
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +108,7 @@ class SelfTest:
                         graph, output = name.split(":")
                         wanted = Expected(archive[key], float(archive[f"tolerance:{name}"]))
                         expected.setdefault(graph, {})[output] = wanted
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise ManifestError("the self-test cannot be read", got=str(error), fix="export the model again") from error
         return cls(inputs, expected)
 
