@@ -149,6 +149,7 @@ def open_plans(
     damaged, changed; SelfTestError when the answers are wrong.
     """
     index = int(device.partition(":")[2] or 0)
+    open_cuda(index)  # no GPU is the first thing to say
     cache = PlanCache(bundle.folder / FOLDER)
     plans = {name: _recorded(bundle, cache, name, form, index) for name, form in forms.items()}
     with ExitStack() as stack:
