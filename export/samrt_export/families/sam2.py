@@ -385,7 +385,7 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
             sample=sample_decoder,
             broadcast=frozenset({"images", "positions"}),
             forms=(
-                Form(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu",)),
+                Form(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu", "openvino")),
                 Form(MaskDecoderGraph(module).eval()),
             ),
         ),
