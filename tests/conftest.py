@@ -28,3 +28,15 @@ def nano_export(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
 def nano_bundle(nano_export: ExportReport) -> Path:
     """The folder of that export."""
     return nano_export.path
+
+
+@pytest.fixture(scope="session")
+def nano_fp16_export(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """The shipped nano in fp16, exported once. Read only."""
+    return export_model("nano", tmp_path_factory.mktemp("nano-fp16") / "bundle", precision="fp16")
+
+
+@pytest.fixture(scope="session")
+def nano_fp16_bundle(nano_fp16_export: ExportReport) -> Path:
+    """The folder of that export."""
+    return nano_fp16_export.path

@@ -45,7 +45,7 @@ def export(
     checkpoint: Annotated[Path | None, typer.Option(help="Official .pt, or safetensors in either layout.")] = None,
     hub: Annotated[str | None, typer.Option(help="Model id on the Hugging Face hub.")] = None,
     random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Live random weights.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 (for GPUs), int8 (for CPUs).")] = "fp32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

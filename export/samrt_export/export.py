@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import onnx
 import torch
 
 from samrt.manifest import VERSION
-from samrt_engines.errors import DeadOutputError, ExportError, ParityError
-from samrt_engines.executor import open_executor
-from samrt_export.flops import count_flops
-from samrt_export.onnx_graph import OPSET, onnx_from_spec
-from samrt_export.parity import ALIVE, TOLERANCE, ParityRow, ReferenceRun, measure_parity, reference_runs, summary
+from samrt_engines.errors import ExportError
+from samrt_export.forms import make_form
+from samrt_export.onnx_graph import OPSET
+from samrt_export.parity import TOLERANCE, ParityRow, reference_runs
+from samrt_export.precision.narrow import planned_forms
 from samrt_export.progress import Progress, silent
 from samrt_export.registry import Family, GraphSpec, find
 from samrt_export.selftest import make_selftest
@@ -66,65 +67,27 @@ def export_model(
         rows: list[ParityRow] = []
         entries: dict[str, Any] = {}
         contents: dict[str, bytes] = {}
-        done, total = 0, sum(len(spec.forms) for spec in specs)
+        planned = {spec.name: planned_forms(spec, precision) for spec in specs}
+        done, total = 0, sum(map(len, planned.values()))
         for spec in specs:
             progress(f"{spec.name}: PyTorch", done, total)
             runs = reference_runs(spec)
             entries[spec.name] = _graph_entry(spec) | {"forms": []}
-            for form in spec.forms:
-                name = " for ".join((spec.name, *form.targets))
-                progress(f"{name}: ONNX", done, total)
-                content = onnx_from_spec(spec, form.module).SerializeToString(deterministic=True)
-                progress(f"{name}: parity", done, total)
-                form_rows = checked_parity(spec, content, precision, form.targets, runs)
-                record = write_file(folder, ".".join((spec.name, *form.targets, "onnx")), content) | {
-                    "data": [],
-                    "precision": precision,
-                    "targets": list(form.targets),
-                    "opset": OPSET,
-                    "flops": count_flops(content, runs[0].feeds[0]),
-                    "parity": summary(form_rows),
-                }
-                entries[spec.name]["forms"].append(record)
-                contents[spec.name] = content  # the last form, which is for any target
-                rows += form_rows
+            for form, form_precision in planned[spec.name]:
+                stored = make_form(spec, form, form_precision, runs, partial(_at, progress, done, total))
+                contents[spec.name] = stored.content  # in the end of the last form, which is for any target
+                entries[spec.name]["forms"].append(write_file(folder, stored.file, stored.content) | stored.to_json())
+                rows += stored.parity
                 done += 1
         progress("self-test", total, total)
-        selftest = write_file(folder, SELFTEST, make_selftest(specs, contents, precision).to_bytes())
+        selftest = write_file(folder, SELFTEST, make_selftest(specs, contents).to_bytes())
         write_manifest(folder, _manifest(family, model, weights, entries) | {"selftest": selftest})
         progress("done", total, total)
     return ExportReport(out, model, tuple(rows), time.perf_counter() - started)
 
 
-def checked_parity(
-    spec: GraphSpec,
-    content: bytes,
-    precision: str,
-    targets: tuple[str, ...] = (),
-    runs: tuple[ReferenceRun, ...] | None = None,
-) -> list[ParityRow]:
-    """Compare a graph with its module. Raises DeadOutputError, ParityError."""
-    ranges = {symbol: (least, most) for symbol, (least, _, most) in spec.profiles.items()}
-    with open_executor(
-        content, device="cpu", inputs=spec.inputs, outputs=spec.outputs, ranges=ranges, name=spec.name
-    ) as executor:
-        rows = list(measure_parity(spec, executor, precision, targets, runs))
-    for row in rows:
-        where = f"{row.graph}: output '{row.output}' at {row.sizes}"
-        if not row.is_alive:
-            raise DeadOutputError(
-                f"{where} does not depend on the input, so parity would prove nothing",
-                got=f"changes by {row.alive:.1e} (relative)",
-                expected=f"at least {ALIVE:.0e}",
-                fix="check the weights: an untrained or zeroed head does this",
-            )
-        if not row.ok:
-            raise ParityError(
-                f"{where} differs from PyTorch",
-                got=f"relative error {row.relative_l2:.2e}",
-                expected=f"at most {row.tolerance:.0e}",
-            )
-    return rows
+def _at(progress: Progress, done: int, total: int, step: str) -> None:
+    progress(step, done, total)
 
 
 def _graph_entry(spec: GraphSpec) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from samrt.bundle import open_bundle
 from samrt_engines.errors import BundleError
 from samrt_engines.executor import open_executor
 from samrt_export.parity import TOLERANCE, ParityRow, form_name, measure_parity, reference_runs
+from samrt_export.precision.emulate import runnable
 from samrt_export.progress import Progress, silent
 from samrt_export.source import reference_graphs
 
@@ -53,7 +54,7 @@ def verify_bundle(path: Path, *, checkpoint: Path | None = None, progress: Progr
         if form.precision not in TOLERANCE:
             raise BundleError(f"{name}: cannot judge this precision", got=form.precision, expected=", ".join(TOLERANCE))
         with open_executor(
-            bundle.read_model(form),
+            runnable(bundle.read_model(form)),
             device="cpu",
             inputs=graph.inputs,
             outputs=graph.outputs,

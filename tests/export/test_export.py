@@ -14,8 +14,9 @@ import torch
 
 import samrt
 from samrt import BundleError, DeadOutputError, ParityError
-from samrt_export.export import ExportReport, checked_parity
+from samrt_export.export import ExportReport
 from samrt_export.families.sam2 import FAMILY, graphs
+from samrt_export.forms import checked_parity
 from samrt_export.onnx_graph import onnx_from_spec
 from samrt_export.registry import GraphSpec
 from samrt_export.source import load_weights

@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from samrt_engines.tensorrt.libraries import Flavour, TensorRT, load_tensorrt
 from samrt_engines.tensorrt.messages import Messages, Progress, collect_errors, open_logger, open_monitor
 from samrt_engines.tensorrt.network import allow_decomposition, check_inputs, profile_shapes
 
+_NO_KERNEL = "Attention operation was not supported by a dedicated kernel"
 # Relative external data of a model given as bytes is looked for in here, where nothing can be.
 _NOWHERE = os.path.join(os.devnull, "model.onnx")
 
@@ -78,6 +80,27 @@ def build_plan(
     key = plan_key(
         onnx_sha256 or hashlib.sha256(data).hexdigest(), precision=precision, profiles=profiles, options=options
     )
+    path = str(model) if isinstance(model, Path) else _NOWHERE
+    try:
+        return _attempt(data, path, key, options, profiles, timing_cache, progress, name)
+    except BuildError as error:
+        if options.decomposable_attention is not None or _NO_KERNEL not in str(error):
+            raise
+    options = replace(options, decomposable_attention=True)  # `facts.decomposable` says that it came to this
+    return _attempt(data, path, key, options, profiles, timing_cache, progress, name)
+
+
+def _attempt(
+    data: bytes,
+    path: str,
+    key: PlanKey,
+    options: BuildOptions,
+    profiles: Mapping[str, Range],
+    timing_cache: bytes | None,
+    progress: Progress | None,
+    name: str,
+) -> Plan:
+    """Parse and build once. `path` is where external data is looked for."""
     tensorrt = load_tensorrt(options.flavour)
     trt = tensorrt.module
     with collect_errors() as messages:
@@ -85,9 +108,8 @@ def build_plan(
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         started = time.perf_counter()
-        _parse(trt, data, str(model) if isinstance(model, Path) else _NOWHERE, network, logger, name)
+        _parse(trt, data, path, network, logger, name)
         parse_seconds = time.perf_counter() - started
-
         attentions, decomposable = allow_decomposition(trt, network, options.decomposable_attention)
         config = builder.create_builder_config()
         _configure(tensorrt, config, options)
@@ -223,7 +245,7 @@ def _build(
 
 
 def _build_fix(text: str) -> str | None:
-    if "Attention operation was not supported by a dedicated kernel" in text:
+    if _NO_KERNEL in text:
         return "BuildOptions(decomposable_attention=True) lets it become several kernels, slower than a fused one"
     if "workspace limit" in text:
         return "a larger BuildOptions(workspace_bytes=...), or None for all there is"

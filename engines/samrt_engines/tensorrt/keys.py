@@ -39,8 +39,8 @@ class BuildOptions:
     strip_weights: bool = False
     """Leave the weights out of the plan; loading takes them from the ONNX file."""
     decomposable_attention: bool | None = None
-    """May an Attention that no fused kernel fits become several kernels? None: in fp32 yes, where no fused kernel
-    exists; in fp16 and bf16 no: the build fails and says so."""
+    """May an Attention that no fused kernel fits become several kernels? None: only where the graph does not build
+    otherwise, which `BuildFacts.decomposable` then says; in fp32, which has hardly any fused kernel, at once."""
     optimization_level: int | None = None
     """0 (builds fastest) to 5 (runs fastest), None for TensorRT's default."""
 

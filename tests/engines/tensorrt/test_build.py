@@ -69,6 +69,26 @@ def test_nano_builds_for_two_gpus(nano_bundle: Path, graph: str, tmp_path: Path)
         assert profiles["points"][0] == 0
 
 
+@pytest.mark.parametrize("options", [SM86, SM89], ids=["sm86", "sm89"])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_nano_builds_in_fp16(nano_fp16_bundle: Path, graph: str, options: BuildOptions) -> None:
+    """The encoder's attentions are all fused. The decoder's heads are too narrow for that, which the plan's facts say."""
+    entry = json.loads((nano_fp16_bundle / "manifest.json").read_text())["graphs"][graph]
+    profiles = {symbol: (sizes["min"], sizes["opt"], sizes["max"]) for symbol, sizes in entry["profiles"].items()}
+    (form,) = (form for form in entry["forms"] if not form["targets"])
+    assert form["precision"] == "fp16"
+    model = nano_fp16_bundle / form["file"]
+    plan = build_plan(model, profiles=profiles, precision="fp16", options=options, name=graph)
+    assert plan.facts is not None
+    expected = {"image_encoder": (9, 0), "prompt_encoder": (0, 0), "mask_decoder": (7, 7)}
+    assert (plan.facts.attentions, plan.facts.decomposable) == expected[graph]
+    assert plan.key.digest != replace(plan.key, precision="fp32").digest
+    if graph == "mask_decoder":
+        whole = replace(options, decomposable_attention=False)
+        with pytest.raises(BuildError, match="not supported by a dedicated kernel"):
+            build_plan(model, profiles=profiles, precision="fp16", options=whole, name=graph)
+
+
 def test_fp32_attention_needs_leave_to_be_split(nano_bundle: Path) -> None:
     model = nano_bundle / "image_encoder.onnx"
     with pytest.raises(BuildError) as caught:
