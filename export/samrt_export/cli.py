@@ -79,6 +79,9 @@ def export(
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     checkpoint: Annotated[Path | None, typer.Option(help="The file the bundle was made from.")] = None,
+    masks: Annotated[
+        int, typer.Option(min=0, max=500, help="nano: also compare narrow masks with fp32's on N held-out pictures.")
+    ] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML report.")] = None,
 ) -> None:
@@ -93,15 +96,18 @@ def verify(
         table = Table("graph", "form", "output", "sizes", "relative error", "cosine", "changes by", "")
         for row in report.rows:
             verdict = Text("ok", "green") if row.ok else Text("dead" if not row.is_alive else "MISS", "bold red")
-            sizes = ", ".join(f"{symbol} {size}" for symbol, size in row.sizes.items())
+            sizes = " ".join(map(str, row.sizes.values()))
             figures = (f"{row.relative_l2:.1e}", f"{row.cosine:.7f}", f"{row.alive:.2f}")
             table.add_row(row.graph, row.form, row.output, sizes, *figures, verdict)
         console = Console()
         console.print(table)
+        for one in report.masks:
+            found = f"mean {one.mean:.5f}, smallest {one.smallest:.4f} over {one.prompts} prompts"
+            console.print(f"{one.precision} masks against fp32: IoU {found}: {'ok' if one.ok else 'MISS'}")
         console.print(f"{report.model}: {'verified' if report.ok else 'NOT the model it was made from'}")
 
     with progress_bar("verify") as progress:
-        report = verify_bundle(bundle, checkpoint=checkpoint, progress=progress)
+        report = verify_bundle(bundle, checkpoint=checkpoint, masks=masks, progress=progress)
     if junit is not None:
         cases = []
         for row in report.rows:

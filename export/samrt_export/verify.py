@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from samrt.bundle import open_bundle
-from samrt_engines.errors import BundleError
+from samrt.bundle import Bundle, open_bundle
+from samrt_engines.errors import BundleError, ExportError
 from samrt_engines.executor import open_executor
 from samrt_export.parity import TOLERANCE, ParityRow, form_name, measure_parity, reference_runs
 from samrt_export.precision.emulate import runnable
+from samrt_export.precision.masks import MaskAgreement, compare_masks, open_forms
 from samrt_export.progress import Progress, silent
+from samrt_export.registry import find
 from samrt_export.source import reference_graphs
 
 
@@ -22,19 +25,26 @@ class VerifyReport:
 
     model: str
     rows: tuple[ParityRow, ...]
+    masks: tuple[MaskAgreement, ...] = ()
+    """Of each narrow precision with fp32, where masks were asked for."""
 
     @property
     def ok(self) -> bool:
-        """Whether all hold their tolerance and are alive."""
-        return bool(self.rows) and all(row.ok for row in self.rows)
+        """Whether all hold their tolerance and are alive, and masks their bars."""
+        return bool(self.rows) and all(row.ok for row in self.rows) and all(one.ok for one in self.masks)
 
     def to_json(self) -> dict[str, Any]:
         """Verdict and rows."""
-        return {"model": self.model, "ok": self.ok, "rows": [row.to_json() for row in self.rows]}
+        document = {"model": self.model, "ok": self.ok, "rows": [row.to_json() for row in self.rows]}
+        return document | {"masks": [one.to_json() for one in self.masks]}
 
 
-def verify_bundle(path: Path, *, checkpoint: Path | None = None, progress: Progress = silent) -> VerifyReport:
-    """Run every stored graph beside the module it was made from.
+def verify_bundle(
+    path: Path, *, checkpoint: Path | None = None, masks: int = 0, progress: Progress = silent
+) -> VerifyReport:
+    """Run every stored graph beside the module it was made from. Narrow ones are emulated: no GPU is needed.
+
+    masks: for the shipped model, on how many held-out pictures (of 500) to compare narrow forms' masks with fp32's
 
     Raises BundleError for a damaged bundle, CheckpointError when its weights are not at hand.
     """
@@ -62,5 +72,24 @@ def verify_bundle(path: Path, *, checkpoint: Path | None = None, progress: Progr
             name=name,
         ) as executor:
             rows += measure_parity(specs[name], executor, form.precision, form.targets, runs(name))
+    agreement = compare_precisions(path, bundle, masks, progress) if masks else ()
     progress("done", len(forms), len(forms))
-    return VerifyReport(manifest.source.model, tuple(rows))
+    return VerifyReport(manifest.source.model, tuple(rows), agreement)
+
+
+def compare_precisions(path: Path, bundle: Bundle, count: int, progress: Progress) -> tuple[MaskAgreement, ...]:
+    """Compare the masks of a bundle's narrow forms with those of its fp32 forms on held-out pictures.
+
+    Raises ExportError for a model that has no held-out pictures.
+    """
+    model = bundle.manifest.source.model
+    if find(model).shipped_checkpoint(model) is None:
+        raise ExportError(
+            "there are no held-out pictures for this model", got=model, expected="nano", fix="leave out --masks"
+        )
+    stored = {form.precision for graph in bundle.manifest.graphs.values() for form in graph.forms}
+    with ExitStack() as stack:
+        others = {
+            precision: stack.enter_context(open_forms(path, precision)) for precision in sorted(stored - {"fp32"})
+        }
+        return compare_masks(stack.enter_context(open_forms(path, "fp32")), others, count, progress) if others else ()
