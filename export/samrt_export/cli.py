@@ -90,15 +90,22 @@ def verify(
     samrt verify bundles/tiny --checkpoint sam2.1_hiera_tiny.pt
     """
     require_packages("verify", TO_COMPARE)
+    from samrt_export.parity import ParityRow
     from samrt_export.verify import VerifyReport, verify_bundle
 
     def print_table(report: VerifyReport) -> None:
-        table = Table("graph", "form", "output", "sizes", "relative error", "cosine", "changes by", "")
+        table = Table(
+            "", "worst output", "error", "cosine", "changes", "", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        groups: dict[str, list[ParityRow]] = {}
         for row in report.rows:
-            verdict = Text("ok", "green") if row.ok else Text("dead" if not row.is_alive else "MISS", "bold red")
-            sizes = " ".join(map(str, row.sizes.values()))
-            figures = (f"{row.relative_l2:.1e}", f"{row.cosine:.7f}", f"{row.alive:.2f}")
-            table.add_row(row.graph, row.form, row.output, sizes, *figures, verdict)
+            groups.setdefault(f"{row.graph}, {row.form}", []).append(row)
+        for title, rows in groups.items():
+            misses = [row for row in rows if not row.ok]
+            for row in misses or [max(rows, key=lambda row: row.relative_l2)]:
+                verdict = Text("ok", "green") if row.ok else Text("dead" if not row.is_alive else "MISS", "bold red")
+                figures = (f"{row.relative_l2:.1e}", f"{row.cosine:.6f}", f"{row.alive:.2f}")
+                table.add_row(title, row.output, *figures, verdict)
         console = Console()
         console.print(table)
         for one in report.masks:

@@ -46,8 +46,13 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     skeleton.opset_import.extend(model.opset_import)
     graph = skeleton.graph
     graph.name = model.graph.name
-    graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
+    for node in model.graph.node:
+        if node.domain != _FUSED:
+            graph.node.append(node)
+            continue
+        made = [onnx.helper.make_tensor_value_info(name, FLOAT, None) for name in node.output if name]
+        graph.input.extend(made)  # ONNX cannot infer these; all of theirs that our forms have give float32
     graph.output.extend(model.graph.output)
     types: dict[str, int] = {}
     for tensor in model.graph.initializer:
@@ -60,8 +65,6 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         types[value.name] = value.type.tensor_type.elem_type
     for node in model.graph.node:
-        if node.domain == _FUSED:  # ONNX cannot infer these; all of theirs that we use give what they take
-            types.update((name, types[node.input[0]]) for name in node.output if name)
         unknown = [name for name in node.output if name and not types.get(name)]
         if unknown or any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise ExportError(
