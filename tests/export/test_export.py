@@ -138,4 +138,4 @@ def test_the_runtime_opens_the_bundle_with_the_form_for_its_target(nano_bundle: 
     with samrt.load(nano_bundle, device="cpu") as model:
         assert model.providers["mask_decoder"] == "CPUExecutionProvider"
         files = {form.file.file for form in model.manifest.graphs["mask_decoder"].forms}
-    assert files == {"mask_decoder.onnxruntime-cpu.onnx", "mask_decoder.onnx"}
+    assert files == {"mask_decoder.onnxruntime-cpu.openvino.onnx", "mask_decoder.onnx"}

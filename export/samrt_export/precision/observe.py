@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import onnx
@@ -17,8 +17,11 @@ STRETCH = 24
 """Nodes that run at once: few enough that their results fit into memory together."""
 
 
-def observe(model: onnx.ModelProto, feeds: Feeds) -> Iterator[tuple[onnx.NodeProto, str, NDArray[Any]]]:
-    """Run an fp32 graph without optimisation; yield (node, tensor name, value) for every float32 tensor a node makes, in order.
+def observe(
+    model: onnx.ModelProto, feeds: Feeds, only: Collection[str] | None = None
+) -> Iterator[tuple[onnx.NodeProto, str, NDArray[Any]]]:
+    """Run an fp32 graph without optimisation; yield (node, tensor name, value), in order, for every float32 tensor that a
+    node makes, or for those in ``only``.
 
     The graph runs in stretches, each fed with what the ones before left: it runs once, and at no time are all its tensors in
     memory. Constants that nodes make (``Constant``) are not yielded.
@@ -33,8 +36,13 @@ def observe(model: onnx.ModelProto, feeds: Feeds) -> Iterator[tuple[onnx.NodePro
     for index, nodes in enumerate(stretches):
         made = {name: node for node in nodes for name in node.output if name}
         needed = {name for node in nodes for name in node.input if name} - made.keys()
-        # What later stretches take, and every float tensor.
-        wanted = [name for name in made if types[name] == FLOAT or last_use.get(name, -1) > index]
+        if only is None:
+            shown = [name for name in made if types[name] == FLOAT and made[name].op_type != "Constant"]
+        else:
+            shown = [name for name in made if name in only]
+        wanted = [
+            name for name in made if name in shown or last_use.get(name, -1) > index
+        ]  # later stretches take these
         feeding = [name for name in sorted(needed) if name not in initializers]
         graph = helper.make_graph(
             nodes,
@@ -44,9 +52,8 @@ def observe(model: onnx.ModelProto, feeds: Feeds) -> Iterator[tuple[onnx.NodePro
             [initializers[name] for name in sorted(needed) if name in initializers],
         )
         values = _run(graph, model, {name: live[name] for name in feeding}, wanted)
-        for name, value in values.items():
-            if types[name] == FLOAT and made[name].op_type != "Constant":
-                yield made[name], name, value
+        for name in shown:
+            yield made[name], name, values[name]
         live |= values
         live = {name: value for name, value in live.items() if last_use.get(name, -1) > index}
 
@@ -69,6 +76,7 @@ def _run(
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = False  # it would double what a large encoder takes
     options.log_severity_level = 3
     part = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
     session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
