@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from samrt_engines.errors import DeadOutputError, ParityError
 from samrt_engines.executor import Executor
 from samrt_export.registry import Feeds, GraphSpec
 
@@ -98,6 +99,28 @@ def measure_parity(
                 cosine=cosine,
                 alive=_relative_l2(theirs[0][output], theirs[1][output]),
                 tolerance=TOLERANCE[precision],
+            )
+
+
+def refuse_misses(rows: Sequence[ParityRow], found: Callable[[], str] = str) -> None:
+    """Raise DeadOutputError or ParityError for the first row that is not right.
+
+    found: what more to say of a miss, worked out only then
+    """
+    for row in rows:
+        where = f"{row.graph} in {row.form}: output '{row.output}' at {row.sizes}"
+        if not row.is_alive:
+            raise DeadOutputError(
+                f"{where} does not depend on the input, so parity would prove nothing",
+                got=f"changes by {row.alive:.1e} (relative)",
+                expected=f"at least {ALIVE:.0e}",
+                fix="check the weights: an untrained or zeroed head does this",
+            )
+        if not row.ok:
+            raise ParityError(
+                f"{where} differs from PyTorch",
+                got=f"relative error {row.relative_l2:.2e}{found()}",
+                expected=f"at most {row.tolerance:.0e}",
             )
 
 

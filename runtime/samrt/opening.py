@@ -18,7 +18,7 @@ from samrt_engines.tensors import Array
 CPU_BACKENDS = ("onnxruntime", "openvino")
 """What "auto" chooses from on a CPU, by measuring; the first is the reference."""
 
-_TYPED_TOLERANCE = 5e-3  # of graphs that are not fp32 through and through: the bar of the export gate
+_NARROW_TOLERANCE = {"fp16": 5e-3, "bf16": 4e-2, "int8": 5e-2}  # of the export gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def open_graph(
         graph=name,
         machine=f"{cpu_name()}, {usable_cores()} cores",
         threads=threads,
-        tolerance=TOLERANCE if {form.precision for form in forms.values()} == {"fp32"} else _TYPED_TOLERANCE,
+        tolerance=max(_NARROW_TOLERANCE.get(form.precision, TOLERANCE) for form in forms.values()),
     )
     return OpenGraph(executor, forms[decision.chosen], decision)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 
-from samrt_engines.errors import DeadOutputError, ParityError
 from samrt_engines.executor import open_executor
-from samrt_export.parity import ALIVE, ParityRow, ReferenceRun, form_name, measure_parity
+from samrt_export.parity import ParityRow, ReferenceRun, measure_parity, refuse_misses
 from samrt_export.precision import int8
 from samrt_export.precision.divergence import first_divergence
 from samrt_export.precision.emulate import runnable
@@ -79,29 +78,11 @@ def checked_narrow(
     fp32: the graph it was made from; with it, a miss names the first node that differs. Raises DeadOutputError, ParityError.
     """
     ranges = {symbol: (least, most) for symbol, (least, _, most) in spec.profiles.items()}
-    name, tolerance = form_name(precision, targets), NARROW_TOLERANCE[precision]
     with open_executor(
         runnable(content), device="cpu", inputs=spec.inputs, outputs=spec.outputs, ranges=ranges, name=spec.name
     ) as executor:
-        rows = [
-            replace(row, form=name, tolerance=tolerance)
-            for row in measure_parity(spec, executor, "fp32", targets, runs)
-        ]
-    for row in rows:
-        where = f"{row.graph} in {name}: output '{row.output}' at {row.sizes}"
-        if not row.is_alive:
-            raise DeadOutputError(
-                f"{where} does not depend on the input, so parity would prove nothing",
-                got=f"changes by {row.alive:.1e} (relative)",
-                expected=f"at least {ALIVE:.0e}",
-                fix="check the weights: an untrained or zeroed head does this",
-            )
-        if not row.ok:
-            raise ParityError(
-                f"{where} differs from PyTorch",
-                got=f"relative error {row.relative_l2:.2e}{_first_difference(fp32, content, runs, tolerance)}",
-                expected=f"at most {row.tolerance:.0e}",
-            )
+        rows = list(measure_parity(spec, executor, precision, targets, runs))
+    refuse_misses(rows, lambda: _first_difference(fp32, content, runs, NARROW_TOLERANCE[precision]))
     return rows
 
 
