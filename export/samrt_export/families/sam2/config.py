@@ -1,0 +1,65 @@
+"""The nine models of the family, as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from samrt_export.blocks.hiera import HieraConfig
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+NUM_MASKMEM = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Sam2Config:
+    """The numbers in which variants differ; the defaults are what the eight official ones share."""
+
+    trunk: HieraConfig
+    pointer_positions: bool
+    """2.1: temporal positions of object pointers are projected, and absent objects have a spatial embedding."""
+    image_size: int = 1024
+    d_model: int = 256
+    memory_dim: int = 64
+    memory_layers: int = 4
+    mlp_dim: int = 2048
+    iou_hidden_dim: int = 256
+    top_down_levels: tuple[int, ...] = (2, 3)
+    hub_id: str | None = None
+    checkpoint: Path | None = None
+
+    @property
+    def embed_size(self) -> int:
+        """Side of the image embedding."""
+        return self.image_size // 16
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-res logits and of a mask prompt."""
+        return self.image_size // 4
+
+
+TRUNKS = {
+    "tiny": HieraConfig(96, 1, (1, 2, 7, 2), (5, 7, 9), (7, 7)),
+    "small": HieraConfig(96, 1, (1, 2, 11, 2), (7, 10, 13), (7, 7)),
+    "base-plus": HieraConfig(112, 2, (2, 3, 16, 3), (12, 16, 20), (14, 14)),
+    "large": HieraConfig(144, 2, (2, 6, 36, 4), (23, 33, 43), (7, 7), (8, 4, 16, 8)),
+}
+NANO = Sam2Config(
+    trunk=HieraConfig(32, 1, (1, 2, 5, 1), (4, 7), (8, 8), (8, 4, 8, 4)),
+    pointer_positions=True,
+    image_size=256,
+    d_model=128,
+    memory_dim=64,
+    memory_layers=2,
+    mlp_dim=512,
+    iou_hidden_dim=128,
+    top_down_levels=(0, 1, 2, 3),
+    checkpoint=Path(__file__).parents[2] / "nano" / "nano.safetensors",
+)
+CONFIGS = {
+    f"{version}-hiera-{size}": Sam2Config(trunk, version == "sam2.1", hub_id=f"facebook/{version}-hiera-{size}")
+    for version in ("sam2.1", "sam2")
+    for size, trunk in TRUNKS.items()
+} | {"nano": NANO}

@@ -1,0 +1,133 @@
+"""One module for each graph, as upstream computes it and as it is exported. Inputs and outputs: the table of the package."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samrt_export.blocks.mask_decoder import nested_from_map
+from samrt_export.blocks.two_way import ImageProjections
+from samrt_export.families.sam2.config import MEAN, STD
+from samrt_export.families.sam2.model import Sam2
+
+
+class ImageEncoderReference(nn.Module):
+    """``image_encoder`` as upstream computes it."""
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """See the table of the package."""
+        image_embed, *high_res = self.model.encode(image)
+        return image_embed, *self.model.project(image_embed), *high_res
+
+
+class ImageEncoderGraph(nn.Module):
+    """``image_encoder`` with all that depends on weights alone computed beforehand.
+
+    Normalisation and positions are folded into the patch convolution (TensorRT has no cubic resize); the two finest levels,
+    which only 1x1 convolutions read, are never built.
+    """
+
+    weight: Tensor
+    position: Tensor
+    dense_position: Tensor
+
+    def __init__(self, model: Sam2, ort_cpu: bool = False) -> None:
+        super().__init__()
+        self.ort_cpu = ort_cpu
+        self.model = model
+        mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
+        weight, position = model.image_encoder.trunk.patch_form(mean, std, (model.config.image_size,) * 2)
+        self.register_buffer("weight", weight)
+        self.register_buffer("position", position)
+        self.register_buffer("dense_position", model.sam_prompt_encoder.dense_position().detach())
+        self.fine, self.middle = model.sam_mask_decoder.high_res_readers(model.image_encoder.neck)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """See the table of the package."""
+        model = self.model
+        trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
+        patches = F.conv2d(image.permute(0, 3, 1, 2), self.weight, stride=4, padding=3).permute(0, 2, 3, 1)
+        maps = trunk.stages(patches + self.position, self.ort_cpu)
+        levels = neck(maps, finest=1 if neck.has_above(0) else 2)
+        image_embed = levels[2].flatten(1, 2) + model.no_mem_embed
+        projections = model.sam_mask_decoder.transformer.first_layer.project(image_embed, self.dense_position)
+        fine, middle = self.fine(maps, levels), self.middle(maps, levels)
+        return image_embed, *projections, nested_from_map(fine, 2), nested_from_map(middle, 1)
+
+
+class PromptEncoderGraph(nn.Module):
+    """``prompt_encoder``."""
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.encoder = model.sam_prompt_encoder
+
+    def forward(
+        self, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor, has_mask_input: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See the table of the package."""
+        sparse = self.encoder.embed_points(point_coords, point_labels)
+        return sparse, self.encoder.embed_masks(mask_input, has_mask_input)
+
+
+class MaskDecoderReference(nn.Module):
+    """``mask_decoder`` as upstream computes it: from the image embedding, nothing known before."""
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        image_embed: Tensor,
+        image_queries: Tensor,
+        image_keys: Tensor,
+        image_values: Tensor,
+        high_res_feats_0: Tensor,
+        high_res_feats_1: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the table of the package."""
+        model = self.model
+        position, hw = model.sam_prompt_encoder.dense_position(), (model.config.embed_size,) * 2
+        high_res = (high_res_feats_0, high_res_feats_1)
+        return model.sam_mask_decoder(image_embed + dense, position, sparse, high_res, hw)  # type: ignore[no-any-return]
+
+
+class MaskDecoderGraph(nn.Module):
+    """``mask_decoder`` with the image's position encoding baked in and its first projections taken from the encoder."""
+
+    position: Tensor
+
+    def __init__(self, model: Sam2, folded: bool = False) -> None:
+        super().__init__()
+        self.folded = folded
+        self.hw = (model.config.embed_size,) * 2
+        self.decoder = model.sam_mask_decoder
+        self.register_buffer("position", model.sam_prompt_encoder.dense_position().detach())
+
+    def forward(
+        self,
+        image_embed: Tensor,
+        image_queries: Tensor,
+        image_keys: Tensor,
+        image_values: Tensor,
+        high_res_feats_0: Tensor,
+        high_res_feats_1: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the table of the package."""
+        changes = self.decoder.transformer.first_layer.project_change(dense)
+        known = (image_queries, image_keys, image_values)
+        projected = ImageProjections(*(a + b for a, b in zip(known, changes, strict=True)))
+        high_res = (high_res_feats_0, high_res_feats_1)
+        return self.decoder(  # type: ignore[no-any-return]
+            image_embed + dense, self.position, sparse, high_res, self.hw, projected, self.folded
+        )

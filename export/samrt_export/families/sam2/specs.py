@@ -1,0 +1,175 @@
+"""The graphs of a loaded model: tensors, profiles, samples, forms; and the manifest's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from samrt_engines.tensors import TensorSpec
+from samrt_export.families.sam2.config import CONFIGS, MEAN, STD
+from samrt_export.families.sam2.model import Sam2
+from samrt_export.families.sam2.modules import (
+    ImageEncoderGraph,
+    ImageEncoderReference,
+    MaskDecoderGraph,
+    MaskDecoderReference,
+    PromptEncoderGraph,
+)
+from samrt_export.registry import Feeds, Form, GraphSpec
+
+
+def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
+    """The three image graphs of a loaded model."""
+    assert isinstance(module, Sam2)
+    config = CONFIGS[model]
+    size, dim, hw, mask = config.image_size, config.d_model, config.embed_size**2, config.mask_size
+    features = tuple(
+        TensorSpec(name, "float32", ("images", *shape))
+        for name, shape in (
+            ("image_embed", (hw, dim)),
+            ("image_queries", (8, hw, dim // 16)),
+            ("image_keys", (8, hw, dim // 16)),
+            ("image_values", (8, hw, dim // 16)),
+            ("high_res_feats_0", (hw, 16, dim // 8)),
+            ("high_res_feats_1", (hw, 4, dim // 4)),
+        )
+    )
+    embeddings = (
+        TensorSpec("sparse_embeddings", "float32", ("prompts", "points", dim)),
+        TensorSpec("dense_embeddings", "float32", ("prompts", "positions", dim)),
+    )
+    prompts = (
+        TensorSpec("point_coords", "float32", ("prompts", "points", 2)),
+        TensorSpec("point_labels", "int32", ("prompts", "points")),
+        TensorSpec("mask_input", "float32", ("prompts", 1, "mask_height", "mask_width")),
+        TensorSpec("has_mask_input", "float32", ("prompts",)),
+    )
+    outputs = (
+        TensorSpec("low_res_masks", "float32", ("prompts", 4, mask, mask)),
+        TensorSpec("iou_predictions", "float32", ("prompts", 4)),
+        TensorSpec("object_score_logits", "float32", ("prompts", 1)),
+        TensorSpec("mask_tokens", "float32", ("prompts", 4, dim)),
+    )
+    image = (TensorSpec("image", "float32", ("images", size, size, 3)),)
+    encoder, prompt_encoder = ImageEncoderReference(module).eval(), PromptEncoderGraph(module).eval()
+
+    @lru_cache(maxsize=4)
+    def sample_maps(seed: int) -> tuple[Tensor, ...]:
+        """The encoder's outputs on a sample picture: what a decoder really meets."""
+        with torch.inference_mode():
+            return encoder(torch.from_numpy(_sample_image(1, size, seed)))  # type: ignore[no-any-return]
+
+    def sample_image(sizes: Mapping[str, int], seed: int) -> Feeds:
+        return {"image": _sample_image(sizes["images"], size, seed)}
+
+    def sample_prompts(sizes: Mapping[str, int], seed: int) -> Feeds:
+        return _sample_prompts(sizes["prompts"], sizes["points"], size, sizes["mask_height"], seed)
+
+    def sample_decoder(sizes: Mapping[str, int], seed: int) -> Feeds:
+        mask_side = 4 if sizes["positions"] == 1 else mask
+        prompts = _sample_prompts(sizes["prompts"], sizes["points"], size, mask_side, seed)
+        with torch.inference_mode():
+            tokens = prompt_encoder(*(torch.from_numpy(value) for value in prompts.values()))
+        names = [spec.name for spec in (*features, *embeddings)]
+        pictures = [sample_maps(seed + index) for index in range(sizes["images"])]
+        tensors = (*(torch.cat(maps) for maps in zip(*pictures, strict=True)), *tokens)
+        return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+
+    click, several = {"prompts": 1, "points": 2}, {"prompts": 2, "points": 5}
+    prompt_profiles = {"prompts": (1, 1, 64), "points": (0, 2, 65)}
+    return (
+        GraphSpec(
+            "image_encoder",
+            encoder,
+            image,
+            features,
+            profiles={"images": (1, 1, 8)},
+            checks=({"images": 1}, {"images": 2}),
+            sample=sample_image,
+            forms=(
+                Form(ImageEncoderGraph(module, ort_cpu=True).eval(), ("onnxruntime-cpu",)),
+                Form(ImageEncoderGraph(module).eval()),
+            ),
+        ),
+        GraphSpec(
+            "prompt_encoder",
+            prompt_encoder,
+            prompts,
+            embeddings,
+            profiles=prompt_profiles | {"mask_height": (4, 4, mask), "mask_width": (4, 4, mask)},
+            checks=(
+                click | {"mask_height": 4, "mask_width": 4},
+                several | {"mask_height": mask, "mask_width": mask},
+            ),
+            sample=sample_prompts,
+            forms=(Form(prompt_encoder),),
+        ),
+        GraphSpec(
+            "mask_decoder",
+            MaskDecoderReference(module).eval(),
+            features + embeddings,
+            outputs,
+            profiles=prompt_profiles | {"images": (1, 1, 64), "positions": (1, 1, hw)},
+            checks=(click | {"images": 1, "positions": 1}, several | {"images": several["prompts"], "positions": hw}),
+            sample=sample_decoder,
+            broadcast=frozenset({"images", "positions"}),
+            forms=(
+                Form(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu", "openvino")),
+                Form(MaskDecoderGraph(module).eval()),
+            ),
+        ),
+    )
+
+
+def _sample_image(batch: int, size: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Smooth colour fields plus noise: something a convolution reacts to, unlike white noise alone."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (batch, 8, 8, 3)).repeat(size // 8, 1).repeat(size // 8, 2)
+    return np.clip(coarse + rng.normal(0, 20, (batch, size, size, 3)), 0, 255).astype(np.float32)
+
+
+def _sample_prompts(prompts: int, points: int, size: int, mask_size: int, seed: int) -> Feeds:
+    """Points with every label in turn, a mask prompt on every other prompt."""
+    rng = np.random.default_rng(seed)
+    block = min(8, mask_size)
+    mask = rng.normal(0, 6, (prompts, 1, mask_size // block, mask_size // block)).repeat(block, 2).repeat(block, 3)
+    return {
+        "point_coords": rng.uniform(0, size, (prompts, points, 2)).astype(np.float32),
+        "point_labels": ((np.arange(prompts * points) + seed) % 5 - 1).reshape(prompts, points).astype(np.int32),
+        "mask_input": mask.astype(np.float32),
+        "has_mask_input": (np.arange(prompts) % 2 == seed % 2).astype(np.float32),
+    }
+
+
+def numbers(model: str) -> dict[str, Any]:
+    """The manifest's numbers. Stability constants: ``build_sam2`` with its default postprocessing."""
+    config = CONFIGS[model]
+    return {
+        "image": {
+            "size_hw": [config.image_size] * 2,
+            "mean": list(MEAN),
+            "std": list(STD),
+            "resize": "stretch",
+            "antialias": True,
+            "value_range": [0, 255],
+        },
+        "prompts": {
+            "labels": {"negative": 0, "positive": 1, "box_top_left": 2, "box_bottom_right": 3, "padding": -1},
+            "padding_point": "always",
+            "max_points": 64,
+            "mask_size_hw": [config.mask_size] * 2,
+        },
+        "masks": {
+            "threshold": 0.0,
+            "logits_clamp": 32.0,
+            "size_hw": [config.mask_size] * 2,
+            "single": [0],
+            "multi": [1, 2, 3],
+            "stability": {"delta": 0.05, "threshold": 0.98},
+        },
+    }
