@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 import samrt
@@ -105,6 +106,32 @@ def test_the_shipped_model_on_500_pictures(nano_bundle: Path) -> None:
 def test_the_checkpoint_is_small() -> None:
     assert NANO.checkpoint is not None
     assert NANO.checkpoint.stat().st_size <= 8 * 2**20
+
+
+def test_training_repeats_itself_and_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    """The script reproduces the checkpoint: its first steps, twice, give the same weights; so does a run that was cut."""
+    import torch.distributed as dist
+
+    from samrt_export.nano.train import Trainer, draw
+
+    pool = [draw(index) for index in range(6)]
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        whole, again = Trainer(pool, 0), Trainer(pool, 0)
+        first = {name: value.clone() for name, value in whole.average.items()}
+        figures = [whole.train_step(), whole.train_step()]
+        assert again.train_step() == figures[0]
+        again.save(tmp_path / "run.pt")
+        resumed = Trainer(pool, 0)
+        resumed.resume(tmp_path / "run.pt")
+        assert resumed.train_step() == figures[1]
+    finally:
+        dist.destroy_process_group()
+    assert (whole.step, resumed.step) == (2, 2)
+    for name, value in whole.average.items():
+        torch.testing.assert_close(resumed.average[name], value, rtol=1e-6, atol=1e-7)
+    changed = sum(not torch.equal(first[name], value) for name, value in whole.average.items())
+    assert changed > 0.5 * len(first)
 
 
 def test_iou_of_nothing_is_one() -> None:
