@@ -36,6 +36,15 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptFp32:
+    """Operators that compute in fp32 in a narrow form, and why."""
+
+    op: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """One stored form of a graph: a model file, its external data, for which targets (none named: any)."""
 
@@ -46,6 +55,7 @@ class Form:
     opset: int
     parity: Mapping[str, Mapping[str, float]]  # output -> measure -> value, against PyTorch at export
     flops: float | None = None  # floating-point operations of one run at the profiles' opt sizes
+    kept_fp32: tuple[KeptFp32, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +279,15 @@ def _form(cursor: Cursor) -> Form:
         opset=cursor.key("opset").integer(1, 1000),
         parity=parity,
         flops=cursor.key("flops").number(0.0) if cursor.has("flops") else None,
+        kept_fp32=tuple(map(_kept, cursor.key("kept_fp32").items())) if cursor.has("kept_fp32") else (),
+    )
+
+
+def _kept(cursor: Cursor) -> KeptFp32:
+    return KeptFp32(
+        op=cursor.key("op").text(r"\w{1,100}"),
+        reason=cursor.key("reason").text(),
+        count=cursor.key("count").integer(0, _MAX_SIZE),
     )
 
 

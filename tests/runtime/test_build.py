@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import samrt
 from samrt import build as building
 from samrt.build import build_bundle, check_bundle
 from samrt.bundle import open_bundle
+from samrt.cli import build_app
+from samrt.commands.info import describe
 from samrt.selftest import SelfTest, expected_from_output
 from samrt_engines import BundleError, DeviceError, PlanError, SelfTestError
 from samrt_engines.executor import Executor, open_executor
@@ -135,6 +138,17 @@ def test_build_then_load(tested: Path, gpu: Gpu, picture: np.ndarray) -> None:
     with samrt.load(tested, backend="tensorrt", device="cuda") as model:
         assert model.digest == digest  # plans change no answer: features of before still fit
         np.testing.assert_array_equal(model.decode(features, PROMPTS).masks, expected)
+
+
+def test_info_shows_plans(tested: Path, gpu: Gpu) -> None:
+    build_bundle(tested)
+    shown = CliRunner().invoke(build_app(), ["info", str(tested)]).stdout
+    assert "plan of mask_decoder: tensorrt 11.4.0 for NVIDIA Test, 8.6, 0.0 MiB" in shown
+    document = json.loads((tested / "manifest.json").read_text())
+    document["plans"][0]["key"] = {"version": 1}
+    (tested / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(PlanError, match="a plan's key is malformed"):
+        describe(open_bundle(tested))
 
 
 def test_a_second_build_finds_all_there(tested: Path, gpu: Gpu) -> None:

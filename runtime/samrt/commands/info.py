@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from samrt.bundle import Bundle, open_bundle
 from samrt.commands.output import print_json
+from samrt_engines.tensorrt import PlanKey
 
 
 def register(app: typer.Typer) -> None:
@@ -59,12 +61,24 @@ def describe(bundle: Bundle) -> dict[str, Any]:
                         "worst_relative_l2": max(
                             (m.get("relative_l2", 0.0) for m in form.parity.values()), default=None
                         ),
+                        "gflop": None if form.flops is None else form.flops / 1e9,
+                        "kept_fp32": [asdict(kept) for kept in form.kept_fp32],
                     }
                     for form in graph.forms
                 ],
             }
             for name, graph in manifest.graphs.items()
         },
+        "selftest": None if manifest.selftest is None else manifest.selftest.file,
+        "plans": [
+            {
+                "graph": plan.graph,
+                "file": plan.file.file,
+                "bytes": plan.file.size,
+                "key": PlanKey.from_json(dict(plan.key)).to_json(),
+            }
+            for plan in manifest.plans
+        ],
     }
 
 
@@ -93,3 +107,17 @@ def _print(document: dict[str, Any]) -> None:
                 + ("" if parity is None else f", relative error {parity:.1e}"),
                 soft_wrap=True,
             )
+            for kept in form["kept_fp32"]:
+                console.print(
+                    Text(f"    {kept['count']} {kept['op']} in fp32: {kept['reason']}", "dim"), soft_wrap=True
+                )
+    console.print()
+    for plan in document["plans"]:
+        key = plan["key"]
+        made_by = f"{key['tensorrt']['flavour']} {key['tensorrt']['version']}"
+        console.print(
+            f"plan of {plan['graph']}: {made_by} for {key['gpu']}, {key['capability']}, {plan['bytes'] / 2**20:.1f} MiB",
+            soft_wrap=True,
+        )
+    if not document["plans"]:
+        console.print("no TensorRT plans: samrt build makes them")
