@@ -85,10 +85,14 @@ def measure_parity(
     runs: tuple[ReferenceRun, ...] | None = None,
 ) -> Iterator[ParityRow]:
     """Run a stored form of a graph where its module was run; ``runs`` where they were made before."""
-    for run in reference_runs(spec) if runs is None else runs:
+    runs = reference_runs(spec) if runs is None else runs
+    usual = {out.name: _rms([made[out.name] for run in runs for made in run.outputs]) for out in spec.outputs}
+    for run in runs:
         ours, theirs = [executor.run(feed) for feed in run.feeds], run.outputs
         for output in (out.name for out in spec.outputs):
-            max_abs, relative_l2, cosine = _errors([a[output] for a in ours], [b[output] for b in theirs])
+            max_abs, relative_l2, cosine = _errors(
+                [a[output] for a in ours], [b[output] for b in theirs], usual[output]
+            )
             yield ParityRow(
                 graph=spec.name,
                 form=form_name(precision, targets),
@@ -142,15 +146,26 @@ def summary(rows: list[ParityRow]) -> dict[str, dict[str, float]]:
     return worst
 
 
-def _errors(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> tuple[float, float, float]:
-    """Max abs difference, relative L2 error, cosine, of all input sets as one vector: a single score that happens to be
-    near zero must not be its own yardstick. A wrong shape or a value that is not a number counts as infinitely wrong.
+def _errors(ours: list[NDArray[Any]], theirs: list[NDArray[Any]], usual: float) -> tuple[float, float, float]:
+    """Max abs difference, relative L2 error, cosine, of both input sets as one vector.
+
+    usual: the root mean square of the output over all runs, below which the yardstick never is: of a single prompt's single
+        score, two numbers near zero may be all there is
+    A wrong shape or a value that is not a number counts as infinitely wrong.
     """
     if any(a.shape != b.shape or not np.isfinite(a).all() for a, b in zip(ours, theirs, strict=True)):
         return float("inf"), float("inf"), -1.0
     x, y = (np.concatenate([part.astype(np.float64).ravel() for part in parts]) for parts in (ours, theirs))
-    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(np.abs(x - y).max(initial=0.0)), _relative_l2(x, y), min(1.0, float(x @ y) / norm) if norm else 1.0
+    size = float(np.linalg.norm(y))
+    error = float(np.linalg.norm(x - y)) / max(size, usual * float(np.sqrt(y.size)), 1e-30)
+    norms = float(np.linalg.norm(x)) * size
+    return float(np.abs(x - y).max(initial=0.0)), error, min(1.0, float(x @ y) / norms) if norms else 1.0
+
+
+def _rms(parts: list[NDArray[Any]]) -> float:
+    """Root mean square of all elements."""
+    count = sum(part.size for part in parts)
+    return float(np.sqrt(sum(float(np.square(part.astype(np.float64)).sum()) for part in parts) / max(1, count)))
 
 
 def _relative_l2(a: NDArray[Any], b: NDArray[Any]) -> float:
