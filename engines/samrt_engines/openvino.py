@@ -16,8 +16,8 @@ import numpy as np
 
 from samrt_engines.backends import import_openvino
 from samrt_engines.errors import BackendError, ProviderError
-from samrt_engines.sessions import agree, folded_graph, one_line
-from samrt_engines.tensors import Array, TensorSpec, check_feeds, pick_outputs
+from samrt_engines.sessions import folded_graph, one_line
+from samrt_engines.tensors import Array, TensorSpec, agree, check_feeds, pick_outputs
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 """What an `OpenVinoExecutor` can compute in, and OpenVINO's name of it."""

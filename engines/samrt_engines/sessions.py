@@ -13,7 +13,7 @@ from typing import Any
 
 from samrt_engines.backends import CPU_PROVIDER, import_onnxruntime
 from samrt_engines.errors import BackendError
-from samrt_engines.tensors import TensorSpec, spec_differences
+from samrt_engines.tensors import TensorSpec, agree
 
 DTYPE_FROM_ORT = {
     "tensor(float)": "float32",
@@ -109,21 +109,6 @@ def checked_specs(
         _checked(session.get_inputs(), inputs, f"{name}: the model's inputs"),
         _checked(session.get_outputs(), outputs, f"{name}: the model's outputs"),
     )
-
-
-def agree(declared: Sequence[TensorSpec], promised: Sequence[TensorSpec] | None, what: str) -> tuple[TensorSpec, ...]:
-    """The promised specs, once the declared ones agree with them; without a promise, the declared ones."""
-    if promised is None:
-        return tuple(declared)
-    differences = spec_differences(declared, promised)
-    if differences:
-        raise BackendError(
-            f"{what} are not what the manifest says",
-            got="; ".join(differences),
-            expected="; ".join(map(str, promised)),
-            fix="export the model again: samrt export",
-        )
-    return tuple(promised)
 
 
 def error_types(ort: ModuleType) -> tuple[type[Exception], ...]:

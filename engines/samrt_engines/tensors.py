@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samrt_engines.errors import ManifestError, TensorError
+from samrt_engines.errors import BackendError, ManifestError, TensorError
 
 DTYPES = ("float32", "float16", "uint8", "int32", "int64", "bool")
 """The numpy dtype names a graph's tensors may have."""
@@ -196,3 +196,29 @@ def _rename(unknown: Sequence[str], missing: Sequence[str]) -> str | None:
     """Suggest a new name for each unknown one that looks like a missing one."""
     pairs = [(name, difflib.get_close_matches(name, missing, n=1)) for name in unknown]
     return "; ".join(f"rename '{name}' to '{close[0]}'" for name, close in pairs if close) or None
+
+
+def agree(
+    declared: Sequence[TensorSpec],
+    promised: Sequence[TensorSpec] | None,
+    what: str,
+    *,
+    error: type[BackendError] = BackendError,
+    fix: str = "export the model again: samrt export",
+) -> tuple[TensorSpec, ...]:
+    """The promised specs, once the declared ones agree with them; without a promise, the declared ones.
+
+    what: what messages call them
+    Raises `error`, naming every difference.
+    """
+    if promised is None:
+        return tuple(declared)
+    differences = spec_differences(declared, promised)
+    if differences:
+        raise error(
+            f"{what} are not what the manifest says",
+            got="; ".join(differences),
+            expected="; ".join(map(str, promised)),
+            fix=fix,
+        )
+    return tuple(promised)

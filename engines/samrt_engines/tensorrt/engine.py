@@ -14,7 +14,7 @@ from samrt_engines.tensorrt.keys import ANY_GPU, Plan, PlanKey
 from samrt_engines.tensorrt.libraries import TITLES, TensorRT
 from samrt_engines.tensorrt.messages import collect_errors, open_logger
 from samrt_engines.tensorrt.network import DTYPE_FROM_TRT
-from samrt_engines.tensors import TensorSpec, spec_differences
+from samrt_engines.tensors import TensorSpec, agree
 
 _REBUILD = "samrt build"
 
@@ -79,12 +79,12 @@ def open_engine(
     modes = {spec.name: engine.get_tensor_mode(spec.name) for spec in mine}
     engine_inputs = [spec for spec in mine if modes[spec.name] == trt.TensorIOMode.INPUT]
     engine_outputs = [spec for spec in mine if modes[spec.name] == trt.TensorIOMode.OUTPUT]
-    chosen = _agreed(engine_inputs, inputs, f"{name}: the plan's inputs")
+    chosen = agree(engine_inputs, inputs, f"{name}: the plan's inputs", error=PlanError, fix=_REBUILD)
     return Engine(
         runtime=runtime,
         engine=engine,
         inputs=chosen,
-        outputs=_agreed(engine_outputs, outputs, f"{name}: the plan's outputs"),
+        outputs=agree(engine_outputs, outputs, f"{name}: the plan's outputs", error=PlanError, fix=_REBUILD),
         ranges=_profile_ranges(engine, chosen),
     )
 
@@ -110,21 +110,6 @@ def _spec(engine: Any, tensor: str, name: str) -> TensorSpec:
     shape = tuple(engine.get_tensor_shape(tensor))
     symbols = (size if size >= 0 else f"{tensor}.{axis}" for axis, size in enumerate(shape))
     return TensorSpec(tensor, DTYPE_FROM_TRT[dtype], tuple(symbols))
-
-
-def _agreed(declared: Sequence[TensorSpec], promised: Sequence[TensorSpec] | None, what: str) -> tuple[TensorSpec, ...]:
-    """The promised specs, once the engine's own agree with them; without a promise, the engine's own."""
-    if promised is None:
-        return tuple(declared)
-    differences = spec_differences(declared, promised)
-    if differences:
-        raise PlanError(
-            f"{what} are not what the manifest says",
-            got="; ".join(differences),
-            expected="; ".join(map(str, promised)),
-            fix=_REBUILD,
-        )
-    return tuple(promised)
 
 
 def _profile_ranges(engine: Any, inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
