@@ -142,9 +142,10 @@ def build_bundle(
 
 def open_plans(
     bundle: Bundle, forms: Mapping[str, Form], device: str, *, allow_unverified: bool = False
-) -> dict[str, Executor]:
+) -> tuple[dict[str, Executor], ExitStack]:
     """Open the recorded plans of the given forms on a GPU, all computing in one shared scratch block.
 
+    Returns the executors, and what closes them and then the block.
     Raises DeviceError, MissingExtraError, PlanError: none recorded for this machine (it names how the nearest differs),
     damaged, changed; SelfTestError when the answers are wrong.
     """
@@ -156,8 +157,7 @@ def open_plans(
         executors = _open(bundle, plans, index, stack)
         if not allow_unverified:
             check_rows(_run_selftest(bundle, executors), f"TensorRT plans of {bundle.manifest.source.model}")
-        stack.pop_all()
-    return executors
+        return executors, stack.pop_all()
 
 
 def record_plans(folder: Path, plans: Mapping[str, Plan]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -66,7 +67,7 @@ def load(
     bundle = open_bundle(path)
     check_graphs(bundle.manifest)
     if backend == "tensorrt":
-        return Model(bundle, open_plan_graphs(bundle, GRAPHS, device=device, allow_unverified=allow_unverified))
+        return Model(bundle, *open_plan_graphs(bundle, GRAPHS, device=device, allow_unverified=allow_unverified))
     graphs: dict[str, OpenGraph] = {}
     try:
         for name in GRAPHS:
@@ -87,8 +88,10 @@ class Model:
     data.
     """
 
-    def __init__(self, bundle: Bundle, graphs: Mapping[str, OpenGraph]) -> None:
+    def __init__(self, bundle: Bundle, graphs: Mapping[str, OpenGraph], resources: ExitStack | None = None) -> None:
+        """resources: closed after the executors: what they share."""
         self._bundle = bundle
+        self._resources = resources or ExitStack()
         self._executors = {name: graph.executor for name, graph in graphs.items()}
         self._precisions = {name: graph.precision for name, graph in graphs.items()}
         self._decisions = {name: graph.decision for name, graph in graphs.items() if graph.decision is not None}
@@ -217,6 +220,7 @@ class Model:
         """Free the engines' memory. Closing twice is fine; encode and decode then raise BackendError."""
         for executor in self._executors.values():
             executor.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -78,15 +79,20 @@ def open_graph(
 
 def open_plan_graphs(
     bundle: Bundle, names: Sequence[str], *, device: str, allow_unverified: bool
-) -> dict[str, OpenGraph]:
-    """Open the recorded TensorRT plans of several graphs, which share what they compute in. Errors: see `samrt.load`."""
+) -> tuple[dict[str, OpenGraph], ExitStack]:
+    """Open the recorded TensorRT plans of several graphs, and what closes them and the memory they share.
+
+    Errors: see `samrt.load`.
+    """
     from samrt.build import open_plans  # here: nobody else needs it, and `import samrt` is quick
 
     if device not in ("auto", "cuda") and not device.startswith("cuda:"):
         raise DeviceError("TensorRT runs on GPUs", got=f"device={device!r}", expected="auto, cuda or cuda:N")
     forms = {name: choose_form(bundle.manifest.graphs[name], name, "tensorrt", "cuda") for name in names}
-    executors = open_plans(bundle, forms, "cuda" if device == "auto" else device, allow_unverified=allow_unverified)
-    return {name: OpenGraph(executors[name], forms[name], None) for name in names}
+    executors, resources = open_plans(
+        bundle, forms, "cuda" if device == "auto" else device, allow_unverified=allow_unverified
+    )
+    return {name: OpenGraph(executors[name], forms[name], None) for name in names}, resources
 
 
 def _feeds(graph: Graph) -> Mapping[str, Array]:

@@ -39,6 +39,8 @@ class Gpu:
 
     def __init__(self) -> None:
         self.built = []
+        self.closed = 0
+        """Scratch blocks that were given back."""
 
     def describe(self) -> Device:
         return Device(0, self.name, "8.6", "13.0", 8 << 30)
@@ -96,7 +98,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     class NoScratch:
         def __init__(self, cuda: Gpu) -> None: ...
 
-        def close(self) -> None: ...
+        def close(self) -> None:
+            gpu.closed += 1
 
     monkeypatch.setattr(building, "Scratch", NoScratch)
     return gpu
@@ -138,6 +141,16 @@ def test_build_then_load(tested: Path, gpu: Gpu, picture: np.ndarray) -> None:
     with samrt.load(tested, backend="tensorrt", device="cuda") as model:
         assert model.digest == digest  # plans change no answer: features of before still fit
         np.testing.assert_array_equal(model.decode(features, PROMPTS).masks, expected)
+
+
+def test_closing_a_model_gives_the_shared_scratch_back(tested: Path, gpu: Gpu) -> None:
+    build_bundle(tested)
+    before = gpu.closed
+    model = samrt.load(tested, backend="tensorrt")
+    assert gpu.closed == before
+    model.close()
+    model.close()
+    assert gpu.closed == before + 1
 
 
 def test_info_shows_plans(tested: Path, gpu: Gpu) -> None:
