@@ -17,9 +17,9 @@ from samrt.bench.contenders import SAMRT, Contender, allocated_bytes, is_gpu, op
 from samrt.bench.gpu import open_context, process_vram_bytes
 from samrt.bench.tasks import WholeTask, clicks, made_up_picture
 from samrt.bundle import open_bundle
-from samrt.graphs import MASK_DECODER, choose_form
+from samrt.graphs import MASK_DECODER
+from samrt.opening import open_graph
 from samrt_engines.errors import BackendError, SamrtError
-from samrt_engines.executor import open_executor
 
 STATUS = Path("/proc/self/status")
 PROGRAM = """
@@ -152,17 +152,8 @@ def _one_graph(request: Mapping[str, Any]) -> tuple[float, float | None, int | N
     """Open one graph and run it on zeros of its profiles' opt sizes."""
     name, bundle = request["graph"], open_bundle(request["bundle"])
     graph = bundle.manifest.graphs[name]
-    form = choose_form(graph, name, request["backend"], request["device"])
-    executor = open_executor(
-        bundle.read_model(form),
-        backend=request["backend"],
-        device=request["device"],
-        threads=request["threads"],
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        ranges=graph.ranges,
-        name=name,
-    )
+    backend, device, threads = request["backend"], request["device"], request["threads"]
+    executor = open_graph(bundle, name, backend=backend, device=device, threads=threads, precision=None).executor
     loaded, rss_loaded = time.perf_counter(), _status_mib("VmRSS")
     sizes = {symbol: profile.opt for symbol, profile in graph.profiles.items()}
     executor.run(
