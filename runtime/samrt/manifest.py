@@ -143,12 +143,30 @@ class MaskNumbers:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoNumbers:
+    """How a model's memory of a video is kept: what `samrt.video` follows."""
+
+    max_conditioning_frames: int | None  # that one frame attends to; None: all
+    recent_frames: int  # not prompted ones, the nearest
+    temporal_stride: int  # between recent frames
+    conditioning_time: int  # memory_time of conditioning frames; recent ones count from 0, the frame before
+    max_object_pointers: int
+    past_pointers_only: bool  # of conditioning frames: none from the future
+    signed_pointer_distance: bool  # else its absolute value
+    multimask_points: tuple[int, int]  # least and most points of a prompt that get the best of several masks
+    empty_prompt_points: int  # padding points that stand for "no prompt on this frame", the usual one apart
+    absent_logit: float  # of masks where the object score says that there is none
+    fill_hole_area: int  # largest holes that are filled in what is shown, in low-res pixels
+
+
+@dataclass(frozen=True, slots=True)
 class Numbers:
     """The constants of a model."""
 
     image: ImageNumbers
     prompts: PromptNumbers
     masks: MaskNumbers
+    video: VideoNumbers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +336,8 @@ def check_inner_path(path: str, place: str) -> None:
 
 
 def _numbers(cursor: Cursor) -> Numbers:
-    return Numbers(_image(cursor.key("image")), _prompts(cursor.key("prompts")), _masks(cursor.key("masks")))
+    video = _video(cursor.key("video")) if cursor.has("video") else None
+    return Numbers(_image(cursor.key("image")), _prompts(cursor.key("prompts")), _masks(cursor.key("masks")), video)
 
 
 def _image(cursor: Cursor) -> ImageNumbers:
@@ -363,6 +382,24 @@ def _masks(cursor: Cursor) -> MaskNumbers:
         single=_candidates(cursor.key("single")),
         multi=_candidates(cursor.key("multi")),
         stability=stability,
+    )
+
+
+def _video(cursor: Cursor) -> VideoNumbers:
+    most = cursor.key("max_conditioning_frames")
+    fewest, highest = (item.integer(0, 1 << 20) for item in cursor.key("multimask_points").items(2, 2))
+    return VideoNumbers(
+        max_conditioning_frames=None if most.is_null() else most.integer(1, 1 << 20),
+        recent_frames=cursor.key("recent_frames").integer(0, 1000),
+        temporal_stride=cursor.key("temporal_stride").integer(1, 1000),
+        conditioning_time=cursor.key("conditioning_time").integer(0, 1000),
+        max_object_pointers=cursor.key("max_object_pointers").integer(1, 1000),
+        past_pointers_only=cursor.key("past_pointers_only").flag(),
+        signed_pointer_distance=cursor.key("signed_pointer_distance").flag(),
+        multimask_points=(fewest, highest),
+        empty_prompt_points=cursor.key("empty_prompt_points").integer(0, 1000),
+        absent_logit=cursor.key("absent_logit").number(most=0.0),
+        fill_hole_area=cursor.key("fill_hole_area").integer(0, 1 << 20),
     )
 
 

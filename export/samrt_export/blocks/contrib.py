@@ -10,18 +10,27 @@ from torch.onnx.ops import symbolic
 DOMAIN = "com.microsoft"
 
 
-def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+def multi_head_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, num_heads: int = 1, scale: float | None = None
+) -> Tensor:
     """``MultiHeadAttention``: adds the bias, splits heads, attends, merges heads.
 
-    q: (B, Nq, C), k and v: (B, Nk, C), before their bias; bias: (3 * C,) -> (B, Nq, C)
+    q: (B, Nq, C), k: (B, Nk, C), v: (B, Nk, D), before their bias; bias: (C + C + D,) or None; scale: of the scores, None is
+    1 / sqrt(C / heads) -> (B, Nq, D)
 
     On the CPU (ONNX Runtime 1.31) it never builds the Nq x Nk score matrix, which opset 23's ``Attention`` does: 268 MB
-    for each global block of SAM 2 tiny.
+    for each global block of SAM 2 tiny, 470 MB for each layer of its memory attention. An attention mask would lose that.
     """
     if torch.onnx.is_in_onnx_export():
         operator = f"{DOMAIN}::MultiHeadAttention"
-        return symbolic(operator, (q, k, v, bias), {"num_heads": num_heads}, dtype=q.dtype, shape=q.shape, version=1)
+        attributes = {"num_heads": num_heads} | ({} if scale is None else {"scale": scale})
+        shape = (*q.shape[:2], v.shape[2])
+        inputs = (q, k, v) if bias is None else (q, k, v, bias)
+        return symbolic(operator, inputs, attributes, dtype=q.dtype, shape=shape, version=1)
+    width = q.shape[-1]
+    parts = (None, None, None) if bias is None else bias.split((width, width, v.shape[-1]))
     heads = [
-        (x + b).unflatten(-1, (num_heads, -1)).transpose(1, 2) for x, b in zip((q, k, v), bias.chunk(3), strict=True)
+        (x if b is None else x + b).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        for x, b in zip((q, k, v), parts, strict=True)
     ]  # each (B, heads, N, C / heads)
-    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2).flatten(2)

@@ -10,6 +10,8 @@ from samrt_export.blocks.hiera import Hiera
 from samrt_export.blocks.layers import MLP
 from samrt_export.blocks.mask_decoder import MaskDecoder
 from samrt_export.blocks.memory import MemoryAttention, MemoryEncoder
+from samrt_export.blocks.memory_bank import BankTokens, TimePositions
+from samrt_export.blocks.positions import Rotation, axial_rotation, sine_grid
 from samrt_export.blocks.prompt_encoder import PromptEncoder
 from samrt_export.blocks.two_way import ImageProjections
 from samrt_export.families.sam2.config import CONFIGS, MEAN, NUM_MASKMEM, STD, Sam2Config
@@ -52,8 +54,10 @@ class Sam2(nn.Module):
         self.no_obj_ptr = nn.Parameter(torch.zeros(1, dim))
         self.obj_ptr_proj = MLP(dim, dim, dim, 3)
         if config.pointer_positions:
-            self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, memory_dim))
-            self.obj_ptr_tpos_proj = nn.Linear(dim, memory_dim)
+            self.no_obj_embed_spatial: Tensor | None = nn.Parameter(torch.zeros(1, memory_dim))
+            self.obj_ptr_tpos_proj: nn.Linear | None = nn.Linear(dim, memory_dim)
+        else:
+            self.no_obj_embed_spatial = self.obj_ptr_tpos_proj = None
 
     def normalize(self, image: Tensor) -> Tensor:
         """image: (B, S, S, 3) float 0..255 -> (B, 3, S, S) as the trunk takes it."""
@@ -72,6 +76,22 @@ class Sam2(nn.Module):
         """image_embed: (B, hw, C) -> image_queries, image_keys, image_values."""
         first = self.sam_mask_decoder.transformer.first_layer
         return first.project(image_embed, self.sam_prompt_encoder.dense_position())
+
+    def image_position(self) -> Tensor:
+        """A tenth of the sine positions, as they are added to what memory attention takes: (hw, C)."""
+        return 0.1 * sine_grid((self.config.embed_size,) * 2, self.config.d_model)
+
+    def rotation(self) -> Rotation:
+        """How memory attention turns the image's queries and keys."""
+        return axial_rotation((self.config.embed_size,) * 2, self.config.d_model)
+
+    def bank_tokens(self) -> BankTokens:
+        """A slot of the memory bank is a map as large as the embedding."""
+        return BankTokens(sine_grid((self.config.embed_size,) * 2, self.config.memory_dim), self.rotation())
+
+    def time_positions(self) -> TimePositions:
+        """Ages of slots: row 0 is the frame before, the last row a conditioning frame of whatever age."""
+        return TimePositions(self.maskmem_tpos_enc.flatten(1), self.obj_ptr_tpos_proj)
 
 
 def build(model: str) -> Sam2:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samrt_export.blocks.mask_decoder import nested_from_map
+from samrt_export.blocks.memory import mask_for_memory
+from samrt_export.blocks.memory_bank import Bank, MemoryAttentionGraph, condition_as_upstream
 from samrt_export.blocks.two_way import ImageProjections
 from samrt_export.families.sam2.config import MEAN, STD
 from samrt_export.families.sam2.model import Sam2
@@ -131,3 +133,94 @@ class MaskDecoderGraph(nn.Module):
         return self.decoder(  # type: ignore[no-any-return]
             image_embed + dense, self.position, sparse, high_res, self.hw, projected, self.folded
         )
+
+
+class MemoryAttentionReference(nn.Module):
+    """``memory_attention`` as upstream computes it."""
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        image_embed: Tensor,
+        memory: Tensor,
+        memory_time: Tensor,
+        memory_valid: Tensor,
+        object_pointers: Tensor,
+        pointer_distance: Tensor,
+        pointer_valid: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """See the table of the package."""
+        bank = Bank(memory, memory_time, memory_valid, object_pointers, pointer_distance, pointer_valid)
+        model = self.model
+        image = image_embed - model.no_mem_embed + model.image_position()
+        tokens, times = model.bank_tokens(), model.time_positions()
+        embed = condition_as_upstream(model.memory_attention, image, model.rotation(), bank, tokens, times)
+        return embed, *model.project(embed)
+
+
+class MemoryAttentionForm(nn.Module):
+    """``memory_attention`` as exported: see blocks/memory_bank.py."""
+
+    offset: Tensor
+    dense_position: Tensor
+
+    def __init__(self, model: Sam2, lean: bool = False, ort_cpu: bool = False) -> None:
+        super().__init__()
+        tokens, times = model.bank_tokens(), model.time_positions()
+        self.attention = MemoryAttentionGraph(model.memory_attention, model.rotation(), tokens, times, lean, ort_cpu)
+        self.first_layer = model.sam_mask_decoder.transformer.first_layer
+        self.register_buffer("offset", (model.image_position() - model.no_mem_embed).detach())
+        self.register_buffer("dense_position", model.sam_prompt_encoder.dense_position().detach())
+
+    def forward(
+        self,
+        image_embed: Tensor,
+        memory: Tensor,
+        memory_time: Tensor,
+        memory_valid: Tensor,
+        object_pointers: Tensor,
+        pointer_distance: Tensor,
+        pointer_valid: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """See the table of the package."""
+        bank = Bank(memory, memory_time, memory_valid, object_pointers, pointer_distance, pointer_valid)
+        embed = self.attention(image_embed + self.offset, bank)
+        return embed, *self.first_layer.project(embed, self.dense_position)
+
+
+class MemoryEncoderGraph(nn.Module):
+    """``memory_encoder``, and the pointer: all that a frame leaves in the bank."""
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, image_embed: Tensor, mask_logits: Tensor, binarize: Tensor, object_score: Tensor, mask_token: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See the table of the package."""
+        model = self.model
+        side = model.config.embed_size
+        image = (image_embed - model.no_mem_embed).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        mask = mask_for_memory(mask_logits, binarize, (model.config.image_size,) * 2)
+        memory = model.memory_encoder(image, mask).flatten(2).transpose(1, 2)  # (K, hw, memory_dim)
+        absent = (object_score <= 0).to(memory.dtype)  # (K, 1)
+        if model.no_obj_embed_spatial is not None:
+            memory = memory + absent.unsqueeze(1) * model.no_obj_embed_spatial
+        pointer = model.obj_ptr_proj(mask_token)
+        return memory, torch.where(absent > 0.5, model.no_obj_ptr, pointer)
+
+
+class MaskDownsamplerGraph(nn.Module):
+    """``mask_downsampler``: a mask at model size becomes a mask prompt."""
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.conv = model.mask_downsample
+
+    def forward(self, mask: Tensor) -> tuple[Tensor]:
+        """See the table of the package."""
+        return (self.conv(mask),)

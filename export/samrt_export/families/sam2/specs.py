@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samrt_engines.tensors import TensorSpec
-from samrt_export.families.sam2.config import CONFIGS, MEAN, STD
+from samrt_export.families.sam2.config import CONFIGS, MEAN, STD, Sam2Config
 from samrt_export.families.sam2.model import Sam2
 from samrt_export.families.sam2.modules import (
     ImageEncoderGraph,
@@ -20,25 +20,16 @@ from samrt_export.families.sam2.modules import (
     MaskDecoderReference,
     PromptEncoderGraph,
 )
+from samrt_export.families.sam2.video import video_graphs, video_numbers
 from samrt_export.registry import Feeds, Form, GraphSpec
 
 
 def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
-    """The three image graphs of a loaded model."""
+    """All graphs of a loaded model, in the order in which a self-test runs them."""
     assert isinstance(module, Sam2)
     config = CONFIGS[model]
     size, dim, hw, mask = config.image_size, config.d_model, config.embed_size**2, config.mask_size
-    features = tuple(
-        TensorSpec(name, "float32", ("images", *shape))
-        for name, shape in (
-            ("image_embed", (hw, dim)),
-            ("image_queries", (8, hw, dim // 16)),
-            ("image_keys", (8, hw, dim // 16)),
-            ("image_values", (8, hw, dim // 16)),
-            ("high_res_feats_0", (hw, 16, dim // 8)),
-            ("high_res_feats_1", (hw, 4, dim // 4)),
-        )
-    )
+    features = _features(config, "images", "images")
     embeddings = (
         TensorSpec("sparse_embeddings", "float32", ("prompts", "points", dim)),
         TensorSpec("dense_embeddings", "float32", ("prompts", "positions", dim)),
@@ -77,7 +68,8 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
             tokens = prompt_encoder(*(torch.from_numpy(value) for value in prompts.values()))
         names = [spec.name for spec in (*features, *embeddings)]
         pictures = [sample_maps(seed + index) for index in range(sizes["images"])]
-        tensors = (*(torch.cat(maps) for maps in zip(*pictures, strict=True)), *tokens)
+        *maps, fine, middle = (torch.cat(parts) for parts in zip(*pictures, strict=True))
+        tensors = (*maps, fine[: sizes["frames"]], middle[: sizes["frames"]], *tokens)
         return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
 
     click, several = {"prompts": 1, "points": 2}, {"prompts": 2, "points": 5}
@@ -112,17 +104,34 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
         GraphSpec(
             "mask_decoder",
             MaskDecoderReference(module).eval(),
-            features + embeddings,
+            _features(config, "images", "frames") + embeddings,
             outputs,
-            profiles=prompt_profiles | {"images": (1, 1, 64), "positions": (1, 1, hw)},
-            checks=(click | {"images": 1, "positions": 1}, several | {"images": several["prompts"], "positions": hw}),
+            profiles=prompt_profiles | {"images": (1, 1, 64), "frames": (1, 1, 64), "positions": (1, 1, hw)},
+            checks=(
+                click | {"images": 1, "frames": 1, "positions": 1},
+                several | {"images": several["prompts"], "frames": several["prompts"], "positions": hw},
+            ),
             sample=sample_decoder,
-            broadcast=frozenset({"images", "positions"}),
+            broadcast=frozenset({"images", "frames", "positions"}),
             forms=(
                 Form(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu", "openvino")),
                 Form(MaskDecoderGraph(module).eval()),
             ),
         ),
+        *video_graphs(module, sample_maps),
+    )
+
+
+def _features(config: Sam2Config, embeds: str, fine: str) -> tuple[TensorSpec, ...]:
+    """What a decoder takes of the image. The first axes have names of their own: in a video, embeddings that were
+    conditioned on the memory of several objects meet the fine maps of one frame."""
+    dim, hw = config.d_model, config.embed_size**2
+    heads = (8, hw, dim // 16)
+    return (
+        TensorSpec("image_embed", "float32", (embeds, hw, dim)),
+        *(TensorSpec(name, "float32", (embeds, *heads)) for name in ("image_queries", "image_keys", "image_values")),
+        TensorSpec("high_res_feats_0", "float32", (fine, hw, 16, dim // 8)),
+        TensorSpec("high_res_feats_1", "float32", (fine, hw, 4, dim // 4)),
     )
 
 
@@ -172,4 +181,5 @@ def numbers(model: str) -> dict[str, Any]:
             "multi": [1, 2, 3],
             "stability": {"delta": 0.05, "threshold": 0.98},
         },
+        "video": video_numbers(config),
     }
