@@ -176,7 +176,7 @@ def test_clicks_keep_their_position_and_scores_their_order(nano_bundle: Path, pr
     kept = choose_islands(prompt.model, prompt.spec, precision, prompt.runs).kept
     ops = {node_key(node): node.op_type for node in prompt.model.graph.node}
     assert sorted({ops[node] for node in kept}) == ["Add", "Cos", "Div", "MatMul", "Mul", "Sin", "Sub"]
-    assert set(kept.values()) == {"position of a point: rounded, the click moves"}
+    assert set(kept.values()) == {"angle of a position in space or time: rounded, it moves"}
     heads = choose_islands(decoder.model, decoder.spec, precision, decoder.runs).to_json()
     assert [(entry["op"], entry["count"]) for entry in heads] == [("Gemm", 2), ("Sigmoid", 1)]
     assert {entry["reason"] for entry in heads} == {"scores that rank candidates: narrow, close ones become ties"}

@@ -285,14 +285,14 @@ def test_unknown_backends_and_devices(bundle_path: Path) -> None:
 def test_importing_samrt_is_light() -> None:
     code = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import numpy
-before = time.perf_counter()
+before = time.process_time()
 import samrt
-took = time.perf_counter() - before
-heavy = {"torch", "onnx", "onnxruntime", "transformers", "typer", "rich", "PIL", "scipy"} & set(sys.modules)
+took = time.process_time() - before
+heavy = {"torch", "onnx", "onnxruntime", "transformers", "typer", "rich", "PIL", "scipy", "av"} & set(sys.modules)
 assert not heavy, heavy
-assert took < 0.3, took
+assert took < 5 * (before - start), (took, before - start)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,14 +25,14 @@ def multi_head_attention(
     """
     if torch.onnx.is_in_onnx_export():
         operator = f"{DOMAIN}::MultiHeadAttention"
-        attributes = {"num_heads": num_heads} | ({} if scale is None else {"scale": scale})
+        attributes: dict[str, Any] = {"num_heads": num_heads} | ({} if scale is None else {"scale": scale})
         shape = (*q.shape[:2], v.shape[2])
         inputs = (q, k, v) if bias is None else (q, k, v, bias)
         return symbolic(operator, inputs, attributes, dtype=q.dtype, shape=shape, version=1)
     width = q.shape[-1]
     parts = (None, None, None) if bias is None else bias.split((width, width, v.shape[-1]))
-    heads = [
+    q, k, v = (
         (x if b is None else x + b).unflatten(-1, (num_heads, -1)).transpose(1, 2)
         for x, b in zip((q, k, v), parts, strict=True)
-    ]  # each (B, heads, N, C / heads)
-    return F.scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2).flatten(2)
+    )  # each (B, heads, N, C / heads)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)

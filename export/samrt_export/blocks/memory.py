@@ -63,6 +63,11 @@ class MemoryAttention(nn.Module):
         self.layers = nn.ModuleList(MemoryAttentionLayer(dim, memory_dim, mlp_dim) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
 
+    @property
+    def ordered_layers(self) -> list[MemoryAttentionLayer]:
+        """The layers, as what they are."""
+        return [layer for layer in self.layers if isinstance(layer, MemoryAttentionLayer)]
+
     def forward(
         self,
         x: Tensor,
@@ -113,7 +118,7 @@ class CXBlock(nn.Module):
         norm = self.norm
         y = F.layer_norm(self.dwconv(x).permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps)
         y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
-        return x + y.permute(0, 3, 1, 2)
+        return x + y.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Fuser(nn.Module):
@@ -153,4 +158,5 @@ def mask_for_memory(logits: Tensor, binarize: Tensor, input_hw: tuple[int, int])
     fine = F.interpolate(logits, size=input_hw, mode="bilinear", align_corners=False)
     certain = (fine > 0).to(fine.dtype)
     share = torch.where(binarize.reshape(-1, 1, 1, 1) > 0.5, certain, fine.sigmoid())
-    return share * 20 - 10  # sigmoid_scale_for_mem_enc, sigmoid_bias_for_mem_enc
+    scaled: Tensor = share * 20 - 10  # sigmoid_scale_for_mem_enc, sigmoid_bias_for_mem_enc
+    return scaled

@@ -34,8 +34,8 @@ from samrt_export.blocks.positions import (
     sine_distances,
 )
 
-EMPTY = -1e5
-"""Added to the scores of what is not there: their softmax weights are exactly zero."""
+EMPTY = -1e4
+"""Added to the scores of what is not there (fp16 holds it with room to spare): their softmax weights are exactly zero."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,6 @@ class CrossAttention(nn.Module):
     token_keys: Tensor
     time_keys: Tensor
     key_bias: Tensor
-    cos: Tensor
-    sin: Tensor
 
     def __init__(
         self, layer: RotaryAttention, tokens: BankTokens, times: TimePositions, lean: bool, ort_cpu: bool
@@ -130,28 +128,28 @@ class CrossAttention(nn.Module):
             self.register_buffer("token_keys", key(tokens.position))  # (T, dim)
             self.register_buffer("time_keys", times.table @ key.weight.T)  # (rows, dim)
             self.register_buffer("key_bias", key.bias.clone())
-        self.register_buffer("cos", tokens.rotation.cos)
-        self.register_buffer("sin", tokens.rotation.sin)
 
-    def forward(self, x: Tensor, turn: Rotation, bank: Bank, memory: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, turn: Rotation, bank: Bank, turn_slot: Rotation, memory: Tensor, valid: Tensor
+    ) -> Tensor:
         """x: (K or 1, hw, dim); memory: (K, N, memory_dim) all tokens; valid: (K, N) 0 or 1 -> (K, hw, dim)."""
-        query, key = rotate_halves(self.query(x), turn), self.keys(bank)
+        query, key = rotate_halves(self.query(x), turn), self.keys(bank, turn_slot)
         scale, mask = query.shape[-1] ** -0.5, None
         if self.lean:
             query = torch.cat((query, torch.ones_like(query[..., :1])), dim=-1)
             key = torch.cat((key, (1 - valid).unsqueeze(-1) * EMPTY), dim=-1)
         else:  # written out for every query: ONNX Runtime 1.31 does not broadcast it
-            mask = (valid > 0.5)[:, None, None].expand(-1, -1, query.shape[1], -1)
+            mask = ((1 - valid) * EMPTY)[:, None, None].expand(-1, -1, query.shape[1], -1)
         query, value = query.expand(key.shape[0], -1, -1), self.value(memory)
         if self.ort_cpu:
             return self.out(multi_head_attention(query, key, value, scale=scale))  # type: ignore[no-any-return]
         return self.out(attend_one_head(query, key, value, scale, mask))  # type: ignore[no-any-return]
 
-    def keys(self, bank: Bank) -> Tensor:
+    def keys(self, bank: Bank, turn_slot: Rotation) -> Tensor:
         """All keys of the bank, rotated: (K, N, dim)."""
         slots = self.key(bank.memory) + self.token_keys  # (K, M, T, dim)
         slots = slots + F.embedding(bank.memory_time.clamp_min(0), self.time_keys).unsqueeze(2)
-        slots = rotate_halves(slots, Rotation(self.cos, self.sin))
+        slots = rotate_halves(slots, turn_slot)
         pointers = bank.object_pointers.unflatten(-1, (-1, bank.memory.shape[-1]))  # (K, P, split, memory_dim)
         position = TimePositions(self.time_keys, self.pointer_times).of_pointers(
             bank.pointer_distance, bank.object_pointers.shape[-1]
@@ -181,6 +179,8 @@ class MemoryAttentionGraph(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    slot_cos: Tensor
+    slot_sin: Tensor
 
     def __init__(
         self,
@@ -195,28 +195,31 @@ class MemoryAttentionGraph(nn.Module):
         self.attention = attention
         self.register_buffer("cos", turn.cos)
         self.register_buffer("sin", turn.sin)
-        self.self_attentions = nn.ModuleList(SelfAttention(layer.self_attn, ort_cpu) for layer in attention.layers)
+        self.register_buffer("slot_cos", tokens.rotation.cos)
+        self.register_buffer("slot_sin", tokens.rotation.sin)
+        layers = attention.ordered_layers
+        self.self_attentions = nn.ModuleList(SelfAttention(layer.self_attn, ort_cpu) for layer in layers)
         self.cross_attentions = nn.ModuleList(
-            CrossAttention(layer.cross_attn_image, tokens, times, lean, ort_cpu) for layer in attention.layers
+            CrossAttention(layer.cross_attn_image, tokens, times, lean, ort_cpu) for layer in layers
         )
 
     def forward(self, image: Tensor, bank: Bank) -> Tensor:
         """image: (1, hw, dim), sine positions added -> (K, hw, dim)."""
-        turn = Rotation(self.cos, self.sin)
+        turn, turn_slot = Rotation(self.cos, self.sin), Rotation(self.slot_cos, self.slot_sin)
         memory, valid = tokens_of(bank)
         x = image
-        parts = zip(self.attention.layers, self.self_attentions, self.cross_attentions, strict=True)
+        parts = zip(self.attention.ordered_layers, self.self_attentions, self.cross_attentions, strict=True)
         for layer, attend_self, attend_bank in parts:
             x = x + attend_self(layer.norm1(x), turn)
-            x = x + attend_bank(layer.norm2(x), turn, bank, memory, valid)
+            x = x + attend_bank(layer.norm2(x), turn, bank, turn_slot, memory, valid)
             x = x + layer.linear2(F.relu(layer.linear1(layer.norm3(x))))
         return self.attention.norm(x)  # type: ignore[no-any-return]
 
 
 def attend_one_head(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
-    """q: (B, Nq, C), k: (B, Nk, C), v: (B, Nk, D), mask: (B, 1, Nq, Nk) bool -> (B, Nq, D)."""
-    heads = (part.unsqueeze(1) for part in (q, k, v))
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale).squeeze(1)
+    """q: (B, Nq, C), k: (B, Nk, C), v: (B, Nk, D), mask: (B, 1, Nq, Nk), added -> (B, Nq, D)."""
+    q, k, v = (part.unsqueeze(1) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).squeeze(1)
 
 
 def in_halves(layer: nn.Linear) -> nn.Linear:

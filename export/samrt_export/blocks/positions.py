@@ -82,7 +82,7 @@ def halves_from_pairs(weight: Tensor) -> Tensor:
 
 
 def _wavelengths(count: int) -> Tensor:
-    return TEMPERATURE ** (2 * torch.div(torch.arange(count), 2, rounding_mode="floor") / count)  # type: ignore[no-any-return]
+    return TEMPERATURE ** (2 * torch.div(torch.arange(count), 2, rounding_mode="floor") / count)
 
 
 def _interleaved(angle: Tensor, dim: int) -> Tensor:

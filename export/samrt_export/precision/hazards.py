@@ -60,7 +60,7 @@ def find_hazards(model: onnx.ModelProto, ranges: Mapping[str, Range], precision:
     add(_score_heads(model), True, "scores that rank candidates: narrow, close ones become ties")
     if precision == "fp16":
         add(_long_attention(model, ranges), True)
-    add(_angles(model), True, "position of a point: rounded, the click moves")
+    add(_angles(model), True, "angle of a position in space or time: rounded, it moves")
     add([key for key, node in nodes.items() if node.op_type in _NORMS], False, "normalisation")
     add([key for key, node in nodes.items() if node.op_type in _STEEP], False, "steep function")
     lost = _around(model, ranges, lambda seen: seen.rounding > 2 * ROUNDOFF[precision])
