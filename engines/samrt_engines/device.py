@@ -41,6 +41,9 @@ class DeviceArray(Protocol):
     def numpy(self) -> Array:
         """A copy on the host."""
 
+    def rows(self, start: int, stop: int) -> DeviceArray:
+        """Items `start` to `stop` of the first axis, 0 <= start <= stop: the same memory, which stays with both."""
+
     def __dlpack__(self, *, stream: int | None = None) -> Any: ...
 
     def __dlpack_device__(self) -> tuple[int, int]: ...

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from samrt_engines.backends import import_onnxruntime
+from samrt_engines.closing import ClosesItself
 from samrt_engines.device import (
     DeviceArray,
     DeviceFeed,
@@ -44,7 +46,7 @@ class OnnxRuntimeOptions:
     """Handle of the CUDA stream that all runs are queued on; None is one of the session's own."""
 
 
-class OnnxRuntimeExecutor:
+class OnnxRuntimeExecutor(ClosesItself):
     """An `Executor` on ONNX Runtime. Arguments and errors: see `open_executor`.
 
     A session runs wherever ONNX Runtime reports it to run, and that is checked: a session without the provider that was
@@ -125,14 +127,6 @@ class OnnxRuntimeExecutor:
     def close(self) -> None:
         self._session = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _open_session(self) -> Any:
         """The session; whoever holds it keeps it alive until a run is done, when another thread closes the executor."""
         if self._session is None:
@@ -149,12 +143,23 @@ class OrtArray:
     def __init__(self, value: Any, device: str) -> None:
         """value: onnxruntime.OrtValue; device: where it is"""
         self._value = value
+        self._rows: slice | None = None  # of the value; None is all of it
+        self._address: int = value.data_ptr()
         self.device = device
         self.shape = tuple(value.shape())
         self.dtype = np.dtype(DTYPE_FROM_ORT[value.data_type()])
 
     def numpy(self) -> Array:
-        return np.array(self._value.numpy())
+        array = self._value.numpy()
+        return np.array(array if self._rows is None else array[self._rows])
+
+    def rows(self, start: int, stop: int) -> OrtArray:
+        first = 0 if self._rows is None else self._rows.start
+        part = OrtArray(self._value, self.device)
+        part.shape = (max(0, min(stop, self.shape[0]) - start), *self.shape[1:])
+        part._rows = slice(first + start, first + start + part.shape[0])
+        part._address += part._rows.start * math.prod(self.shape[1:]) * self.dtype.itemsize
+        return part
 
     def __dlpack__(
         self,
@@ -166,6 +171,10 @@ class OrtArray:
     ) -> Any:
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
             raise BufferError("DLPack shares this memory where it is; it copies nothing: use numpy()")
+        if self._rows is not None:
+            from samrt_engines.tensorrt.dlpack import export_capsule  # ONNX Runtime gives only whole arrays away
+
+            return export_capsule(self._address, self.shape, self.dtype, self.__dlpack_device__(), self)
         return self._value._ortvalue.__dlpack__(stream)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -179,7 +188,7 @@ class OrtArray:
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (self._value.data_ptr(), False),
+            "data": (self._address, False),
             "strides": None,
             "version": 3,
             "stream": None,  # nothing to wait for: the run that made it is done

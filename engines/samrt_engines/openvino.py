@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from samrt_engines.backends import import_openvino
+from samrt_engines.closing import ClosesItself
 from samrt_engines.errors import BackendError, ProviderError
 from samrt_engines.sessions import folded_graph, one_line
 from samrt_engines.tensors import Array, TensorSpec, agree, check_feeds, pick_outputs
@@ -26,7 +27,7 @@ _ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)  # OpenVINO's bindi
 _PRODUCTS = {"FullyConnected", "MatMul", "Convolution", "Deconvolution", "ScaledDotProductAttention", "MHA"}
 
 
-class OpenVinoExecutor:
+class OpenVinoExecutor(ClosesItself):
     """An `Executor` on OpenVINO's CPU plugin. Arguments and errors: see `open_executor`.
 
     precision: "fp32", or "bf16" where the CPU has instructions for it. Matrix products then lose 16 of fp32's 24 bits;
@@ -94,14 +95,6 @@ class OpenVinoExecutor:
 
     def close(self) -> None:
         self._compiled = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def computes_bf16(openvino: ModuleType) -> bool:

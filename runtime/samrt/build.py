@@ -21,7 +21,7 @@ from typing import Any
 from samrt.bundle import Bundle, open_bundle
 from samrt.graphs import choose_form
 from samrt.manifest import MANIFEST_NAME, Form, Graph, parse_manifest
-from samrt.selftest import SelfTest, SelfTestRow, check_rows
+from samrt.selftest import SelfTest, SelfTestRow, check_rows, usual_error
 from samrt_engines.errors import BundleError, PlanError
 from samrt_engines.executor import Executor
 from samrt_engines.tensorrt import (
@@ -310,7 +310,15 @@ def _run_selftest(bundle: Bundle, executors: Mapping[str, Executor]) -> tuple[Se
     if bundle.manifest.selftest is None:
         _refuse_untested(bundle)
     assert bundle.manifest.selftest is not None
-    return SelfTest.from_bytes(bundle.read_file(bundle.manifest.selftest)).run(executors)
+    rows = SelfTest.from_bytes(bundle.read_file(bundle.manifest.selftest)).run(executors)
+    return tuple(replace(row, usual=_usual(bundle, row)) for row in rows)
+
+
+def _usual(bundle: Bundle, row: SelfTestRow) -> float | None:
+    """What the manifest lets one expect of an output."""
+    form = choose_form(bundle.manifest.graphs[row.graph], row.graph, "tensorrt", "cuda")
+    measured = form.parity.get(row.output, {}).get("relative_l2")
+    return None if measured is None else usual_error(measured)
 
 
 def _refuse_untested(bundle: Bundle) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samrt.bundle import Bundle, open_bundle
 from samrt.features import Features
+from samrt.flow import Flow, readable, rows
 from samrt.graphs import (
     GRAPHS,
     IMAGE_ENCODER,
@@ -34,7 +36,8 @@ from samrt.prompts import Prompts, to_tensors
 from samrt.result import Result
 from samrt.transforms import Frame, image_to_input
 from samrt_engines.choice import Decision
-from samrt_engines.errors import ImageError, PromptError
+from samrt_engines.closing import ClosesItself
+from samrt_engines.errors import BackendError, ImageError, ManifestError, PromptError
 from samrt_engines.executor import Executor
 
 _OBJECT_ASSUMED = 10.0  # what upstream takes for models without an object score: present
@@ -66,35 +69,37 @@ def load(
     """
     bundle = open_bundle(path)
     check_graphs(bundle.manifest)
-    if backend == "tensorrt":
-        return Model(bundle, *open_plan_graphs(bundle, GRAPHS, device=device, allow_unverified=allow_unverified))
-    graphs: dict[str, OpenGraph] = {}
-    try:
-        for name in GRAPHS:
-            graphs[name] = open_graph(
-                bundle, name, backend=backend, device=device, threads=threads, precision=precision
-            )
-    except BaseException:
-        for graph in graphs.values():
-            graph.executor.close()
-        raise
-    return Model(bundle, graphs)
+    if backend == "tensorrt":  # all at once: they share scratch memory
+        names = tuple(bundle.manifest.graphs)
+        return Model(bundle, *open_plan_graphs(bundle, names, device=device, allow_unverified=allow_unverified))
+    open_one = partial(open_graph, bundle, backend=backend, device=device, threads=threads, precision=precision)
+    return Model(bundle, _open_all(GRAPHS, open_one), open_graph=open_one)
 
 
-class Model:
+class Model(ClosesItself):
     """A loaded model. Every call stands alone, so one model may be used from many threads at once.
 
-    Made by `load`. Close it, or use it in a ``with`` statement, to free the engines' memory; features stay usable as
-    data.
+    Made by `load`. Close it, or use it in a ``with`` statement, to free the engines' memory. Features stay usable as
+    data; those on a GPU hold their memory there until they are gone.
     """
 
-    def __init__(self, bundle: Bundle, graphs: Mapping[str, OpenGraph], resources: ExitStack | None = None) -> None:
-        """resources: closed after the executors: what they share."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        graphs: Mapping[str, OpenGraph],
+        resources: ExitStack | None = None,
+        *,
+        open_graph: Callable[[str], OpenGraph] | None = None,
+    ) -> None:
+        """graphs: the open ones; resources: closed after the executors: what they share; open_graph: opens another one"""
         self._bundle = bundle
         self._resources = resources or ExitStack()
+        self._open_graph = open_graph
+        self._opening = threading.Lock()
+        self._closed = False
+        self._graphs = dict(graphs)
         self._executors = {name: graph.executor for name, graph in graphs.items()}
-        self._precisions = {name: graph.precision for name, graph in graphs.items()}
-        self._decisions = {name: graph.decision for name, graph in graphs.items() if graph.decision is not None}
+        self._flow = Flow(self._executors)
         encoder, prompter, decoder = (bundle.manifest.graphs[name] for name in GRAPHS)
         embeddings = {spec.name for spec in prompter.outputs}
         # The tensors that link the graphs, and how much of each kind one run takes.
@@ -122,7 +127,33 @@ class Model:
     @property
     def executors(self) -> Mapping[str, Executor]:
         """Graph -> its executor, for measuring graphs one by one."""
-        return self._executors
+        return dict(self._executors)
+
+    def open_graphs(self, names: Sequence[str]) -> Flow:
+        """Open further graphs of the bundle, as `load` opened the first ones, and return what runs all that are open.
+
+        What a picture needs is open from the start. Other abilities ask for theirs when they are used (a `VideoTracker` for
+        the memory graphs), so that nobody waits for what he does not need.
+        Raises ManifestError for a graph that the bundle does not have, and what `load` raises.
+        """
+        with self._opening:
+            if self._closed:
+                raise BackendError("the model is closed", expected="an open model", fix="samrt.load(...)")
+            missing = [name for name in names if name not in self._executors]
+            unknown = [name for name in missing if self._open_graph is None or name not in self.manifest.graphs]
+            if unknown:
+                raise ManifestError(
+                    f"{self.manifest.source.model}: the bundle has no {', '.join(unknown)}",
+                    got=f"graphs {', '.join(self.manifest.graphs)}",
+                    expected=", ".join(names),
+                    fix="export a model that can do this, with this version of samrt: samrt models lists what each can do",
+                )
+            assert self._open_graph is not None or not missing
+            opened = _open_all(missing, self._open_graph) if self._open_graph is not None else {}
+            # New dictionaries: others may be reading the old ones.
+            self._graphs = self._graphs | opened
+            self._executors = self._executors | {name: graph.executor for name, graph in opened.items()}
+            return Flow(self._executors)
 
     @property
     def providers(self) -> dict[str, str]:
@@ -132,12 +163,12 @@ class Model:
     @property
     def precisions(self) -> dict[str, str]:
         """Graph -> what it computes in, as read back from a backend that chooses: "fp32"."""
-        return dict(self._precisions)
+        return {name: graph.precision for name, graph in self._graphs.items()}
 
     @property
     def decisions(self) -> dict[str, Decision]:
         """Graph -> how "auto" chose its backend, where it measured: times, errors, what was refused and why."""
-        return dict(self._decisions)
+        return {name: graph.decision for name, graph in self._graphs.items() if graph.decision is not None}
 
     @property
     def device(self) -> str:
@@ -148,19 +179,17 @@ class Model:
         """Encode a picture, or a list of B pictures of any sizes as one batch.
 
         image: uint8 (H, W, 3) RGB; also whatever else `samrt.as_rgb_uint8` takes, among it PIL images
-        returns: frozen `Features`, B = 1 for a single picture; lists longer than the model's largest batch run in parts
+        returns: frozen `Features`, B = 1 for a single picture. Where encoder and decoder run on one GPU they lie there;
+            those of a list longer than the model's largest batch, which runs in parts, are joined on the host
         Raises ImageError for what is not a picture, BackendError when the backend fails or the model is closed.
         """
         images = [as_rgb_uint8(one) for one in image] if isinstance(image, list | tuple) else [as_rgb_uint8(image)]
         if not images:
             raise ImageError("there is no picture", got="an empty list", expected="one picture or more")
-        parts = [self._encode_batch(batch) for batch in _batches(images, self._most_images)]
-        tensors = {name: _joined([part[name] for part in parts]) for name in self._image_tensors}
-        for tensor in tensors.values():
-            tensor.flags.writeable = False
         image_hw = tuple((one.shape[0], one.shape[1]) for one in images)
         encoder = self._executors[IMAGE_ENCODER]
-        return Features(tensors, image_hw, self.digest, encoder.provider, self._precisions[IMAGE_ENCODER])
+        tensors = self._encode_all(images)
+        return Features(tensors, image_hw, self.digest, encoder.provider, self.precisions[IMAGE_ENCODER])
 
     def decode(
         self,
@@ -213,28 +242,31 @@ class Model:
             frames=frames,
             mask_threshold=threshold,
             provider=self._executors[MASK_DECODER].provider,
-            precision=self._precisions[MASK_DECODER],
+            precision=self.precisions[MASK_DECODER],
         )
 
     def close(self) -> None:
         """Free the engines' memory. Closing twice is fine; encode and decode then raise BackendError."""
-        for executor in self._executors.values():
-            executor.close()
-        self._resources.close()
+        with self._opening:
+            self._closed = True
+            for executor in self._executors.values():
+                executor.close()
+            self._resources.close()
 
-    def __enter__(self) -> Self:
-        return self
+    def _encode_all(self, images: Sequence[NDArray[np.uint8]]) -> Mapping[str, NDArray[Any]]:
+        """The image tensors. What fits into one run stays on the GPU that the decoder runs on; more would fill it up."""
+        most, names = self._most_images, self._image_tensors
+        if len(images) <= most and self._flow.place(IMAGE_ENCODER) == self._flow.place(MASK_DECODER):
+            return readable(self._flow.run_device(IMAGE_ENCODER, self._pictures(images), names))
+        batches = (self._pictures(images[start : start + most]) for start in range(0, len(images), most))
+        parts = [self._flow.run(IMAGE_ENCODER, batch, names) for batch in batches]
+        return readable({name: _joined([part[name] for part in parts]) for name in names})
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
+    def _pictures(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
+        """One batch, as the image encoder takes it."""
         spec = self.manifest.graphs[IMAGE_ENCODER].inputs[0]
         inputs = [image_to_input(image, self.manifest.numbers.image, spec.dtype) for image in images]
-        batch = inputs[0][None] if len(inputs) == 1 else np.stack(inputs)
-        return self._executors[IMAGE_ENCODER].run({spec.name: batch}, self._image_tensors)
+        return {spec.name: inputs[0][None] if len(inputs) == 1 else np.stack(inputs)}
 
     def _decode_all(
         self, features: Features, prompts: Prompts, frames: tuple[Frame, ...], multimask: bool
@@ -242,22 +274,34 @@ class Model:
         """Run the prompts through prompt encoder and mask decoder, in parts where there are too many for one run."""
         numbers = self.manifest.numbers
         tensors = to_tensors(prompts, frames, numbers.prompts, self._most_points, self._absent_mask_hw)
+        images = features.feeds(self._flow.place(MASK_DECODER))
         most = self._most_prompts if len(features) == 1 else self._most_pairs
         chosen: list[Candidates] = []
         object_scores: list[NDArray[np.float32]] = []
         for start in range(0, len(prompts), most):
             part = slice(start, start + most)
-            embeddings = self._executors[PROMPT_ENCODER].run({name: tensor[part] for name, tensor in tensors.items()})
-            images = features.tensors
-            if len(features) > 1:
-                images = {name: tensor[part] for name, tensor in images.items()}
-            known = {**images, **embeddings}
-            outputs = self._executors[MASK_DECODER].run({name: known[name] for name in self._inputs}, self._outputs)
+            known = self._flow.run_device(PROMPT_ENCODER, {name: tensor[part] for name, tensor in tensors.items()})
+            for name, tensor in images.items():
+                known[name] = tensor if len(features) == 1 else rows(tensor, start, start + most)
+            outputs = self._flow.run(MASK_DECODER, {name: known[name] for name in self._inputs}, self._outputs)
             chosen.append(choose_candidates(outputs[MASKS], outputs[SCORES], numbers.masks, multimask=multimask))
             assumed = np.full((len(outputs[SCORES]), 1), _OBJECT_ASSUMED, np.float32)
             object_scores.append(outputs.get(OBJECT_SCORES, assumed)[:, 0])
         logits = _joined([one.logits for one in chosen])
         return Candidates(logits, _joined([one.scores for one in chosen])), _joined(object_scores)
+
+
+def _open_all(names: Sequence[str], open_one: Callable[[str], OpenGraph]) -> dict[str, OpenGraph]:
+    """Open graphs, all or none."""
+    graphs: dict[str, OpenGraph] = {}
+    try:
+        for name in names:
+            graphs[name] = open_one(name)
+    except BaseException:
+        for graph in graphs.values():
+            graph.executor.close()
+        raise
+    return graphs
 
 
 def _check_options(
@@ -275,10 +319,6 @@ def _check_options(
     for name, area in (("fill_hole_area", fill_hole_area), ("remove_sprinkle_area", remove_sprinkle_area)):
         if not area >= 0:
             raise PromptError(f"{name} must be 0 or more low-res pixels", got=f"{area}", fix=f"{name}=0 turns it off")
-
-
-def _batches(images: list[NDArray[np.uint8]], most: int) -> list[list[NDArray[np.uint8]]]:
-    return [images[start : start + most] for start in range(0, len(images), most)]
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -25,6 +25,8 @@ from samrt_engines.tensors import Array
 
 MOST_SAMPLES = 16_384
 _SPREAD = 2_654_435_761  # Knuth's multiplicative hash: neighbouring samples lie far apart
+_USUAL = 3
+_HALF_STEP = 2.0**-11  # of fp16 and TF32: half the distance from 1 to the next number
 _COSINE_SLACK = 2.0  # 1 - cosine is half the square of a small relative error; twice that leaves room
 
 
@@ -49,6 +51,13 @@ class SelfTestRow:
     relative_l2: float
     cosine: float
     tolerance: float
+    usual: float | None = None
+    """The relative error that rounding explains, see `usual_error`; None where nothing is known."""
+
+    @property
+    def unusual(self) -> bool:
+        """Whether rounding alone does not explain the error. No proof that anything is wrong, but worth a look."""
+        return self.usual is not None and not self.relative_l2 <= self.usual
 
     @property
     def ok(self) -> bool:
@@ -56,10 +65,11 @@ class SelfTestRow:
         return self.relative_l2 <= self.tolerance and 1 - self.cosine <= _COSINE_SLACK * self.tolerance**2 + 1e-7
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and the verdict; null for what is not a number."""
+        """All fields and the verdict; null for what is not a number or not known."""
         known = {"relative_l2": self.relative_l2, "cosine": self.cosine}
         numbers = {name: value if np.isfinite(value) else None for name, value in known.items()}
-        return {"graph": self.graph, "output": self.output, **numbers, "tolerance": self.tolerance, "ok": self.ok}
+        limits = {"tolerance": self.tolerance, "usual": self.usual}
+        return {"graph": self.graph, "output": self.output, **numbers, **limits, "ok": self.ok}
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,17 @@ def check_rows(rows: tuple[SelfTestRow, ...], what: str) -> None:
         expected=f"at most {first.tolerance:.1e}, as PyTorch computed it in fp32",
         fix="build again: samrt build; where that does not help, export in another precision: samrt export --precision",
     )
+
+
+def usual_error(at_export: float) -> float:
+    """The error up to which a plan differs as its rounding lets it: three times what was measured at export.
+
+    at_export: relative error (L2) of the graph there, its narrow types emulated
+    A plan beyond that is reported and not refused. Emulation has no part in what a right GPU adds: sums kept in fp16, and
+    products of fp32 in TF32. With these in TF32 alone, nano's masks in fp16 come to 0.7 of this limit, and its fp32 graphs
+    to 200 times the error at export, so the rounding of TF32 and fp16 stands for a smaller one.
+    """
+    return _USUAL * max(at_export, _HALF_STEP)
 
 
 def expected_from_output(output: Array, tolerance: float) -> Expected:

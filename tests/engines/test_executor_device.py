@@ -129,6 +129,27 @@ def test_a_host_copy_is_a_copy() -> None:
         np.testing.assert_array_equal(result.numpy(), kept)
 
 
+@pytest.mark.parametrize(("element", "dtype"), ELEMENTS)
+def test_rows_are_the_same_memory(element: int, dtype: str) -> None:
+    array = np.array([[0, 1, 2], [3, 0, 200], [1, 0, 1], [9, 8, 0]]).astype(dtype)
+    with open_cpu(identity(element, ["n", 3])) as executor:
+        whole = executor.run_device({"t": array})["same"]
+        for start, stop in ((0, 4), (1, 3), (3, 9), (2, 2)):
+            part = whole.rows(start, stop)
+            assert isinstance(part, DeviceArray)
+            assert (part.shape, part.dtype) == (array[start:stop].shape, dtype)
+            np.testing.assert_array_equal(part.numpy(), array[start:stop])
+            np.testing.assert_array_equal(executor.run_device({"t": part})["same"].numpy(), array[start:stop])
+        part = whole.rows(1, 4).rows(1, 2)
+        address = whole._value.data_ptr() + 2 * 3 * array.itemsize
+        assert memory_of(part, "t", "graph").pointer == address
+        del whole
+    shared = np.from_dlpack(part)
+    del part
+    np.testing.assert_array_equal(shared, array[2:3])
+    assert shared.ctypes.data == address
+
+
 def test_dlpack_that_asks_for_a_copy_or_another_device_is_refused() -> None:
     with open_cpu(linear()) as executor:
         result = executor.run_device(rows(1))["y"]
@@ -284,6 +305,8 @@ def test_a_gpu_is_fed_by_pointer_and_keeps_its_results(on_gpu_one: Any) -> None:
     interface = result.__cuda_array_interface__
     assert interface.pop("data") == (result._value.data_ptr(), False)
     assert interface == {"shape": (2, 2), "typestr": "<f4", "strides": None, "version": 3, "stream": None}
+    second = result.rows(1, 2).__cuda_array_interface__
+    assert (second["data"], second["shape"]) == ((result._value.data_ptr() + 8, False), (1, 2))
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,27 @@ from typer.testing import CliRunner, Result
 
 import samrt
 from samrt import BackendError, InputError, MissingExtraError
-from samrt.bench import GraphFacts, Process, Report, Row, Skipped, WholeTask, bench, contenders, gpu, process, run
-from samrt.bench.contenders import Samrt, mask_iou, worst_error
+from samrt.bench import (
+    GraphFacts,
+    Process,
+    Report,
+    Row,
+    Skipped,
+    WholeTask,
+    bench,
+    contenders,
+    gpu,
+    plots,
+    process,
+    run,
+)
+from samrt.bench.contenders import Samrt, mask_iou, memory_by_use, worst_error
 from samrt.bench.peak import Peak, probe_peak
 from samrt.bench.process import measure_process
 from samrt.bench.tasks import flops_at, made_up_picture
 from samrt.bench.timing import Times, paired_ratio, rotated, time_in_turns
 from samrt.cli import build_app
+from samrt_engines.openvino import computes_bf16
 
 
 class Echo(Samrt):
@@ -297,6 +311,31 @@ def test_markdown_says_it_all() -> None:
     assert "VRAM" not in text  # no GPU, no column
 
 
+def test_figures_are_written_for_people() -> None:
+    report = a_report()
+    (row, *rest) = report.rows
+    fast = replace(row, per_second=16384.2, share_of_peak=0.002)
+    machine = {**report.machine, "threads": 1, "time": "2026-11-21T13:16:28+00:00"}
+    text = samrt.bench.to_markdown(replace(report, machine=machine, rows=(fast, *rest)))
+    assert "| 4.00 | 16,384 | < 1% |" in text
+    assert "A | B, 2 cores, 1 thread; samrt 0" in text
+    assert "2026-11-21 13:16:28 UTC; picture 1920 x 1080; bundle 000000000000. Probed peak: 100" in text
+
+
+def test_a_legend_names_all_that_auto_chose() -> None:
+    report = a_report()
+    (row, *rest) = report.rows
+    figure = plots.latency(replace(report, rows=(replace(row, ran_on="OpenVINO CPU"), *rest)))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["samrt: fp32 on OpenVINO CPU and fp32 on CPU", "pytorch: fp32 on CPU"]
+
+
+def test_masks_that_are_compared_show_their_iou() -> None:
+    figure = plots.accuracy(a_report())
+    assert figure is not None
+    assert "mask IoU 0.9000" in {text.get_text() for text in figure.axes[1].texts}
+
+
 def test_a_busy_machine_is_named() -> None:
     report = a_report()
     assert "do not quote" not in samrt.bench.to_markdown(report)
@@ -311,6 +350,79 @@ def test_markdown_shows_gpu_memory_where_it_was_measured() -> None:
     text = samrt.bench.to_markdown(replace(report, processes={"samrt": on_gpu}))
     assert "| RSS base | loaded | peak MiB | VRAM MiB | of it context | allocated |" in text
     assert "| 30 | 60 | 90 | 700 | 400 |  |" in text
+    assert "ONNX Runtime has no count of its allocator for Python" in text
+    by_use = {"weights": 150.0, "scratch": 40.0, "inputs_outputs": 10.0}
+    counted = replace(on_gpu, vram_allocated_mib=200.0, vram_uses_mib=by_use)
+    whole = replace(report, processes={"samrt": counted})
+    text = samrt.bench.to_markdown(whole)
+    assert "| allocated | weights | scratch | in and out |" in text
+    assert "| 30 | 60 | 90 | 700 | 400 | 200 | 150 | 40 | 10 |" in text
+    assert "ONNX Runtime has no count" not in text
+
+
+def test_gpu_memory_is_a_stack_that_adds_up() -> None:
+    report = a_report()
+    assert plots.gpu_memory(report) is None
+    on_gpu = replace(report.processes["samrt"], vram_mib=700.0, vram_context_mib=400.0)
+    by_use = {"weights": 150.0, "scratch": 40.0, "inputs_outputs": 10.0}
+    processes = {
+        "samrt": replace(on_gpu, vram_allocated_mib=200.0, vram_uses_mib=by_use),
+        "onnxruntime": on_gpu,
+        "pytorch": replace(on_gpu, vram_allocated_mib=250.0),
+        "unknown": replace(on_gpu, vram_mib=None),
+    }
+    figure = plots.gpu_memory(replace(report, processes=processes))
+    assert figure is not None
+    (ax,) = figure.axes
+    bars: dict[float, list[float]] = {}
+    for bar in ax.patches:
+        bars.setdefault(bar.get_y(), []).append(bar.get_width())
+    assert list(bars.values()) == [
+        [400, 150, 40, 10, 0, 100],
+        [400, 0, 0, 0, 0, 300],
+        [400, 0, 0, 0, 250, 50],
+    ]
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "samrt, whole",
+        "onnxruntime, whole",
+        "pytorch, whole",
+    ]
+    page = samrt.bench.to_html(replace(report, processes=processes))
+    assert "<h2>GPU memory</h2><p>NVML" in page
+    assert "ONNX Runtime has no count of its allocator for Python" in page
+
+
+class OnGpu:
+    """An executor that counts its memory."""
+
+    provider = "TensorRT"
+
+    def __init__(self, weights: int, scratch: Any) -> None:
+        self.weights, self.scratch = weights, scratch
+
+    def memory_bytes(self) -> dict[str, int]:
+        return {"weights": self.weights}
+
+
+def test_shared_scratch_counts_once() -> None:
+    shared, own = (
+        types.SimpleNamespace(size_bytes=size, pool=types.SimpleNamespace(peak_bytes=size + 7)) for size in (100, 30)
+    )
+    on_cpu = types.SimpleNamespace(provider="CPUExecutionProvider")
+    on_ort = types.SimpleNamespace(provider="CUDAExecutionProvider")
+    executors: list[Any] = [OnGpu(1, shared), OnGpu(2, shared), OnGpu(4, own), on_cpu]
+    assert memory_by_use(executors) == {"weights": 7, "scratch": 130, "inputs_outputs": 14}
+    assert memory_by_use([*executors, on_ort]) is None
+    assert memory_by_use([on_cpu]) is None
+
+
+def test_the_precision_that_openvino_was_told_stands_in_every_row(bundle_path: Path, picture: np.ndarray) -> None:
+    openvino = pytest.importorskip("openvino")
+    precision = "bf16" if computes_bf16(openvino) else "fp32"
+    report = bench(bundle_path, image=picture, runs=5, threads=1, backend="openvino", precision=precision)
+    assert {(row.ran_on, row.precision) for row in report.rows} == {("OpenVINO CPU", precision)}
+    assert {facts.precision for facts in report.graphs.values()} == {precision}
+    assert f"samrt, {precision} on OpenVINO CPU" in samrt.bench.to_markdown(report)
 
 
 def test_html_is_one_file_with_its_plots() -> None:

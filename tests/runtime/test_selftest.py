@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from samrt.selftest import MOST_SAMPLES, Expected, SelfTest, check_rows, expected_from_output, sample_places
+from samrt.selftest import (
+    MOST_SAMPLES,
+    Expected,
+    SelfTest,
+    SelfTestRow,
+    check_rows,
+    expected_from_output,
+    sample_places,
+    usual_error,
+)
 from samrt_engines.errors import ManifestError, SelfTestError
 from samrt_engines.tensors import TensorSpec
 
@@ -107,6 +116,22 @@ def test_an_answer_that_points_elsewhere_is_wrong_even_within_a_wide_tolerance()
     assert (row.ok, row.cosine) == (False, pytest.approx(-1))
 
 
+@pytest.mark.parametrize(
+    ("at_export", "usual"),
+    [
+        (7.6e-4, 2.28e-3),  # fp16, emulated: three times
+        (3.5e-7, 3 * 2**-11),  # fp32: a GPU computes it in TF32, which rounds like fp16
+    ],
+)
+def test_what_rounding_explains(at_export: float, usual: float) -> None:
+    assert usual_error(at_export) == pytest.approx(usual)
+    for error, unusual in ((usual * 0.99, False), (usual * 1.01, True), (float("nan"), True)):
+        row = SelfTestRow("decoder", "masks", error, 1.0, 5e-3, usual)
+        assert row.unusual is unusual
+        assert row.ok is (error < 5e-3)  # noticed, not refused
+    assert not SelfTestRow("decoder", "masks", 1.0, 1.0, 5e-3).unusual
+
+
 def test_samples_cover_large_tensors() -> None:
     assert sample_places(10).tolist() == list(range(10))
     places = sample_places(1 << 20)
@@ -123,6 +148,7 @@ def test_json_has_no_infinity(selftest: SelfTest) -> None:
         "relative_l2": None,
         "cosine": -1.0,
         "tolerance": 5e-3,
+        "usual": None,
         "ok": False,
     }
 

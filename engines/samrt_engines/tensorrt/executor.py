@@ -7,11 +7,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from samrt_engines.closing import ClosesItself
 from samrt_engines.device import DeviceFeed
 from samrt_engines.errors import BackendError
 from samrt_engines.tensorrt.arrays import CudaArray
@@ -40,7 +39,7 @@ class ExecutorOptions:
     """Take all memory that the profile's largest sizes need when opening, so that no later run can run out of it."""
 
 
-class TensorRTExecutor:
+class TensorRTExecutor(ClosesItself):
     """A `DeviceExecutor` on TensorRT.
 
     Weights lie in GPU memory once per executor; what a graph computes in lies in a `Scratch`, which executors share
@@ -85,6 +84,8 @@ class TensorRTExecutor:
         self.provider = PROVIDERS[tensorrt.flavour]
         self.device = f"cuda:{self._cuda.device}"
         self.precision = None  # strongly typed: the graph says
+        self.plan_bytes = len(plan.data)
+        """Size of the plan."""
         self.ranges = all_ranges(self._engine.ranges, ranges)
         """Symbolic dimension -> (smallest, largest) size that `run` takes."""
         with contextlib.ExitStack() as stack:  # closes what was opened, should the rest fail
@@ -141,12 +142,18 @@ class TensorRTExecutor:
                 given.wait()
                 run = self._run_in_place if self._graphs is None else self._run_in_blocks
                 results = run(given, bound, scratch, queue)
-                given.done()
+                given.queued()
             if stream is None:
                 self._cuda.synchronize(queue)
+                given.read()  # our stream ends with us, and the feeds may live longer
                 for array in results.values():
                     array.settle()
             return {name: results[name] for name in names}
+
+    @property
+    def scratch(self) -> Scratch:
+        """The block it computes in; executors with the same one share it, and its pool."""
+        return self._scratch
 
     def memory_bytes(self) -> dict[str, int]:
         """GPU memory by use. "scratch" is what the profile's largest run needs, "shared_scratch" the block as it is."""
@@ -173,14 +180,6 @@ class TensorRTExecutor:
             self._cuda.activate()
             self._resources.close()
             del self._binding, self._engine  # frees the weights
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @contextlib.contextmanager
     def _turn(self, stream: int) -> Iterator[None]:

@@ -63,13 +63,19 @@ class DeviceFeeds:
         if nbytes(memory):
             self._pool.cuda.copy(address, memory.pointer, nbytes(memory), self._stream)
 
-    def done(self) -> None:
+    def queued(self) -> None:
         """All that reads the feeds is queued: their memory may be used again after that, on whatever stream."""
         for memory in self._memory.values():
             if isinstance(memory.owner, CudaArray):
                 memory.owner.read_on(self._stream)
             elif memory.stream is not None and memory.stream != self._stream:
                 self._pool.cuda.join(memory.stream, self._stream)
+
+    def read(self) -> None:
+        """All that was queued is done."""
+        for memory in self._memory.values():
+            if isinstance(memory.owner, CudaArray):
+                memory.owner.was_read_on(self._stream)
 
 
 def _check_place(memory: Memory, name: str, pool: Pool, graph: str) -> None:

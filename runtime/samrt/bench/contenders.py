@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,15 +72,23 @@ class Samrt:
         return lambda: run_whole(self.model, task, features, picture)
 
     def allocated_bytes(self) -> int | None:
-        return None  # graphs may share scratch memory, so their own counts do not add up; see each graph alone
+        uses = memory_by_use(self.model.executors.values())
+        return None if uses is None else sum(uses.values())
 
     def close(self) -> None:
         self.model.close()
 
 
-def open_samrt(bundle: Path, *, backend: str = "auto", device: str = "auto", threads: int | None = None) -> Samrt:
-    """Load a bundle as a contender; errors are those of `samrt.load`."""
-    return Samrt(load(bundle, backend, device=device, threads=threads))
+def open_samrt(
+    bundle: Path,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    precision: str | None = None,
+) -> Samrt:
+    """Load a bundle as a contender; arguments and errors are those of `samrt.load`."""
+    return Samrt(load(bundle, backend, device=device, threads=threads, precision=precision))
 
 
 def open_reference(
@@ -113,13 +121,23 @@ def is_gpu(provider: str) -> bool:
     return "CPU" not in provider
 
 
-def allocated_bytes(executor: Executor) -> int | None:
-    """GPU memory one executor holds, by its own count: weights, scratch, inputs and outputs. None where it does not count."""
-    count = getattr(executor, "memory_bytes", None)
-    if count is None:
+def memory_by_use(executors: Iterable[Executor]) -> dict[str, int] | None:
+    """GPU memory that executors take, by their own count, in bytes at its peak: "weights", "scratch", "inputs_outputs".
+
+    Scratch that several share counts once; arrays that stay on the GPU between graphs are among inputs and outputs.
+    None where one on a GPU does not count: ONNX Runtime (1.31) tells Python nothing of its allocator.
+    """
+    on_gpu = [executor for executor in executors if is_gpu(executor.provider)]
+    if not on_gpu or not all(hasattr(executor, "memory_bytes") for executor in on_gpu):
         return None
-    uses: dict[str, int] = count()
-    return sum(uses[use] for use in ("weights", "shared_scratch", "inputs_outputs"))
+    counts: list[dict[str, int]] = [executor.memory_bytes() for executor in on_gpu]  # type: ignore[attr-defined]
+    blocks = {id(executor.scratch): executor.scratch for executor in on_gpu}.values()  # type: ignore[attr-defined]
+    scratch = sum(block.size_bytes for block in blocks)
+    return {
+        "weights": sum(count["weights"] for count in counts),
+        "scratch": scratch,
+        "inputs_outputs": sum(block.pool.peak_bytes for block in blocks) - scratch,
+    }
 
 
 def worst_error(ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[Any]]) -> float:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from html import escape
 
-from samrt.bench.markdown import METHOD, graph_table, memory_table, quiet_text, whole_table
+from samrt.bench.markdown import (
+    METHOD,
+    allocator_texts,
+    graph_table,
+    machine_text,
+    memory_table,
+    quiet_text,
+    whole_table,
+)
 from samrt.bench.plots import data_uri, figures
 from samrt.bench.report import Report
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem;
   margin: 2rem auto; padding: 0 1rem }
 h1 { margin-bottom: .2rem } h2 { margin-top: 2.2rem } p { max-width: 48rem }
-img { width: 100%; height: auto }
+img { width: 100%; max-width: 62rem; height: auto }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .4rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child, .name { text-align: left }
 .note { background: #fff4d6; padding: .6rem .9rem; border-left: 4px solid #E69F00 }
 """
@@ -24,23 +32,17 @@ NOTES = {
     "Throughput by batch": "At the median. Higher is better.",
     "Memory": "What a process holds before anything is loaded, after loading, and at its peak: one picture, one click; or one "
     "graph run once.",
+    "GPU memory": "NVML's count for a process after its first runs, by use where the backend tells it.",
     "Accuracy next to speed": "Medians of the ratios paired round by round, lines over their quartiles. Vertical lines on the "
-    "right are what an export may differ from PyTorch.",
+    "right are what an export may differ from PyTorch; where masks are compared, their smallest IoU stands instead.",
 }
 
 
 def to_html(report: Report) -> str:
     """The whole report. Raises MissingExtraError without matplotlib."""
-    peak, machine = report.machine["peak"], report.machine
     title = f"{report.model}: samrt bench"
-    facts = (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; samrt {machine['samrt']}, "
-        f"Python {machine['python']}, numpy {machine['numpy']}; {machine['time']}; "
-        f"picture {report.image_hw[1]} x {report.image_hw[0]}; bundle {report.digest[:12]}. "
-        f"Probed peak {peak['gflops']:.0f} GFLOP/s with {peak['threads']} threads ({peak['method']})."
-    )
     body = [f"<h1>{escape(report.model)}</h1>"]
-    body += [f"<p>{escape(text)}</p>" for text in (facts, quiet_text(report), METHOD)]
+    body += [f"<p>{escape(text)}</p>" for text in (machine_text(report), quiet_text(report), METHOD)]
     body += [
         f'<p class="note"><b>{escape(one.contender)}</b> was skipped from "{escape(one.task)}" on: {escape(one.reason)}</p>'
         for one in report.skipped
@@ -52,7 +54,8 @@ def to_html(report: Report) -> str:
         ("End to end", whole_table(report)),
         ("Files and memory", memory_table(report)),
     ):
-        body.append(f"<h2>{name}</h2>{_table(*table)}")
+        notes = allocator_texts(report) if name == "Files and memory" else []
+        body.append(f"<h2>{name}</h2>{''.join(f'<p>{escape(text)}</p>' for text in notes)}{_table(*table)}")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n'

@@ -5,6 +5,8 @@ from __future__ import annotations
 from samrt.bench.process import Process
 from samrt.bench.report import Report, Row
 
+USES = ("weights", "scratch", "inputs_outputs")
+"""Of GPU memory, as `samrt.bench.contenders.memory_by_use` counts them."""
 METHOD = (
     "Contenders take turns in every round and the order rotates. Ratios are paired round by round: the median, with the "
     "quartiles in brackets; over 1, samrt is faster. Errors are of samrt's outputs against the contender's, same inputs, "
@@ -14,14 +16,10 @@ METHOD = (
 
 def to_markdown(report: Report) -> str:
     """The whole report."""
-    peak = report.machine["peak"]
     parts = [
         f"# {report.model}",
-        f"{report.machine['cpu']}, {report.machine['cores']} cores, {report.machine['threads']} threads; "
-        f"samrt {report.machine['samrt']}, Python {report.machine['python']}, numpy {report.machine['numpy']}; "
-        f"{report.machine['time']}; picture {report.image_hw[1]} x {report.image_hw[0]}.",
+        machine_text(report),
         quiet_text(report),
-        f"Probed peak: {peak['gflops']:.0f} GFLOP/s with {peak['threads']} threads ({peak['method']}).",
         METHOD,
         *(f'**{one.contender} was skipped** from "{one.task}" on: {one.reason}' for one in report.skipped),
         "## Graphs",
@@ -29,6 +27,7 @@ def to_markdown(report: Report) -> str:
         "## End to end",
         _table(*whole_table(report)),
         "## Files and memory",
+        *allocator_texts(report),
         _table(*memory_table(report)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -43,7 +42,7 @@ def graph_table(report: Report) -> tuple[list[str], list[list[str]]]:
     head += ["of peak"] * counted + ["times samrt", "relative error"] * compared
     return head, [
         [row.task, str(row.batch), contender_text(row), *_times(row)]
-        + ["" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"] * counted
+        + [_share(row.share_of_peak)] * counted
         + [ratio_text(row), "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"] * compared
         for row in rows
     ]
@@ -62,9 +61,11 @@ def whole_table(report: Report) -> tuple[list[str], list[list[str]]]:
 
 def memory_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Head and rows: one row for each contender's process, and for each graph alone in one."""
-    gpu = any(process.vram_mib is not None for process in _all_processes(report))
+    processes = _all_processes(report)
+    gpu = any(process.vram_mib is not None or process.vram_allocated_mib is not None for process in processes)
+    used = any(process.vram_uses_mib is not None for process in processes)
     head = ["process", "file MiB", "plan MiB", "load s", "to first result s", "RSS base", "loaded", "peak MiB"]
-    head += ["VRAM MiB", "of it context", "allocated"] * gpu
+    head += ["VRAM MiB", "of it context", "allocated"] * gpu + ["weights", "scratch", "in and out"] * used
     rows = []
     for name, process in report.processes.items():
         size = sum(facts.model_bytes for facts in report.graphs.values()) if name == "samrt" else None
@@ -83,8 +84,21 @@ def memory_table(report: Report) -> tuple[list[str], list[list[str]]]:
             *(_mib(size) for size in (process.rss_base_mib, process.rss_loaded_mib, process.rss_peak_mib)),
         ]
         + [_mib(size) for size in (process.vram_mib, process.vram_context_mib, process.vram_allocated_mib)] * gpu
+        + [_mib((process.vram_uses_mib or {}).get(use)) for use in USES] * used
         for name, model_bytes, plan_bytes, process in rows
     ]
+
+
+def machine_text(report: Report) -> str:
+    """Where, with what and when it was measured, and what the machine can do at most."""
+    machine, peak = report.machine, report.machine["peak"]
+    return (
+        f"{machine['cpu']}, {_count(machine['cores'], 'core')}, {_count(machine['threads'], 'thread')}; "
+        f"samrt {machine['samrt']}, Python {machine['python']}, numpy {machine['numpy']}; "
+        f"{machine['time'].replace('T', ' ').replace('+00:00', ' UTC')}; "
+        f"picture {report.image_hw[1]} x {report.image_hw[0]}; bundle {report.digest[:12]}. "
+        f"Probed peak: {peak['gflops']:.0f} GFLOP/s with {_count(peak['threads'], 'thread')} ({peak['method']})."
+    )
 
 
 def quiet_text(report: Report) -> str:
@@ -96,6 +110,17 @@ def quiet_text(report: Report) -> str:
     if load > report.machine["cores"] / 4:
         text += " The machine was not quiet: do not quote these figures."
     return text
+
+
+def allocator_texts(report: Report) -> list[str]:
+    """What the GPU columns cannot say, and why; empty where there is nothing to explain."""
+    silent = [process for process in _all_processes(report) if process.vram_mib is not None]
+    if all(process.vram_allocated_mib is not None for process in silent):
+        return []
+    return [
+        "What was allocated is empty where the backend does not tell: ONNX Runtime has no count of its allocator for "
+        "Python. There, VRAM less its context is weights, scratch, tensors and libraries together."
+    ]
 
 
 def contender_text(row: Row) -> str:
@@ -111,7 +136,17 @@ def ratio_text(row: Row) -> str:
 
 
 def _times(row: Row) -> list[str]:
-    return [str(row.runs), *(f"{ms:.2f}" for ms in (row.p50_ms, row.p95_ms, row.p99_ms)), f"{row.per_second:.4g}"]
+    rate = f"{row.per_second:,.0f}" if row.per_second >= 1000 else f"{row.per_second:.4g}"
+    return [str(row.runs), *(f"{ms:.2f}" for ms in (row.p50_ms, row.p95_ms, row.p99_ms)), rate]
+
+
+def _share(share: float | None) -> str:
+    """Of the peak. What is small is not nothing."""
+    return "" if share is None else "< 1%" if share < 0.01 else f"{share:.0%}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _agreement(row: Row) -> str:

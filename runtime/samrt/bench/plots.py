@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from samrt.bench.process import Process
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart with every kind of colour vision, and by lightness in print.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 STAGES = (("Python, numpy, samrt", "#999999"), ("libraries and weights", "#56B4E9"), ("peak while running", "#D55E00"))
+USES = (
+    ("CUDA context", "#999999"),
+    ("weights", "#0072B2"),
+    ("scratch", "#E69F00"),
+    ("inputs, outputs, features", "#009E73"),
+    ("allocated, not told apart", "#56B4E9"),
+    ("libraries, and what is not counted", "#dddddd"),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 TOLERANCES = (("fp32 bar 1e-5", 1e-5, ":"), ("fp16 bar 5e-3", 5e-3, "--"))
 """What an export may differ from PyTorch: drawn for orientation."""
@@ -31,6 +39,7 @@ def figures(report: Report) -> dict[str, Figure]:
         "Latency": latency(report),
         "Throughput by batch": throughput(report),
         "Memory": memory(report),
+        "GPU memory": gpu_memory(report),
         "Accuracy next to speed": accuracy(report),
     }
     return {title: figure for title, figure in found.items() if figure is not None}
@@ -91,26 +100,14 @@ def throughput(report: Report) -> Figure | None:
 
 def memory(report: Report) -> Figure | None:
     """Resident memory of each contender's process, in stages; and of each graph alone."""
-    bars: list[tuple[str, Process]] = [(f"{name}, whole", process) for name, process in report.processes.items()]
-    bars += [(f"{name}, alone", facts.process) for name, facts in report.graphs.items()]
-    known = [(name, stages) for name, process in bars if (stages := _stages(process)) is not None]
-    if not known:
-        return None
-    figure, (ax,) = _grid(1, 1, height_in=1.0 + 0.42 * len(known))
-    for y, (_, stages) in enumerate(known):
-        left = 0.0
-        for size, (_, color) in zip(stages, STAGES, strict=True):
-            ax.barh(y, size, left=left, color=color, edgecolor="white", height=0.62)
-            left += size
-        ax.annotate(f"{left:.0f}", (left, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
-    ax.set_yticks(range(len(known)), [name for name, _ in known])
-    ax.invert_yaxis()
-    ax.margins(x=0.08)
-    ax.set(xlabel="resident memory, MiB (fresh process each)")
-    ax.grid(axis="x", **GRID)
-    handles = [_patch(color, label) for label, color in STAGES]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
-    return figure
+    known = {name: stages for name, one in _processes(report) if (stages := _stages(one)) is not None}
+    return _stacks(known, STAGES, "resident memory, MiB (fresh process each)") if known else None
+
+
+def gpu_memory(report: Report) -> Figure | None:
+    """GPU memory of each contender's process, by use; and of each graph alone. None without a GPU."""
+    known = {name: uses for name, one in _processes(report) if (uses := _uses(one)) is not None}
+    return _stacks(known, USES, "GPU memory, MiB (fresh process each)") if known else None
 
 
 def accuracy(report: Report) -> Figure | None:
@@ -139,6 +136,11 @@ def accuracy(report: Report) -> Figure | None:
         speed.plot(row.ratio, y, **style)
         if row.relative_l2 is not None and 0 < row.relative_l2 < float("inf"):
             error.plot(row.relative_l2, y, **style)
+        if row.mask_iou is not None:
+            error.annotate(
+                f"mask IoU {row.mask_iou:.4f}", (0.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9,
+                color=COLORS[index % 6],
+            )  # fmt: skip
     speed.axvline(1, color="#444444", linewidth=1)
     speed.set_xlim(left=0)
     speed.set(title="speed", xlabel="times samrt's time (right of 1: samrt is faster)")
@@ -184,6 +186,43 @@ def _latency_panel(ax: Axes, rows: Sequence[Row], report: Report) -> None:
     ax.grid(axis="x", **GRID)
 
 
+def _processes(report: Report) -> list[tuple[str, Process]]:
+    """What runs in a process of its own, and what plots call it."""
+    whole = [(f"{name}, whole", process) for name, process in report.processes.items()]
+    return whole + [(f"{name}, alone", facts.process) for name, facts in report.graphs.items()]
+
+
+def _stacks(bars: Mapping[str, Sequence[float]], kinds: Sequence[tuple[str, str]], label: str) -> Figure:
+    """A bar for each name, of a part for each kind (name, colour), with its sum."""
+    figure, (ax,) = _grid(1, 1, height_in=1.0 + 0.42 * len(bars))
+    for y, parts in enumerate(bars.values()):
+        left = 0.0
+        for size, (_, color) in zip(parts, kinds, strict=True):
+            ax.barh(y, size, left=left, color=color, edgecolor="white", height=0.62)
+            left += size
+        ax.annotate(f"{left:.0f}", (left, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(bars)), list(bars))
+    ax.invert_yaxis()
+    ax.margins(x=0.08)
+    ax.set(xlabel=label)
+    ax.grid(axis="x", **GRID)
+    shown = [kind for index, kind in enumerate(kinds) if any(parts[index] for parts in bars.values())]
+    handles = [_patch(color, name) for name, color in shown]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def _uses(process: Process) -> tuple[float, ...] | None:
+    """GPU memory in the order of `USES`; what nobody accounts for is the last."""
+    if process.vram_mib is None:
+        return None
+    context, uses = process.vram_context_mib or 0.0, process.vram_uses_mib or {}
+    known = (context, uses.get("weights", 0.0), uses.get("scratch", 0.0), uses.get("inputs_outputs", 0.0))
+    if not uses and process.vram_allocated_mib is not None:
+        return *known, process.vram_allocated_mib, max(process.vram_mib - context - process.vram_allocated_mib, 0.0)
+    return *known, 0.0, max(process.vram_mib - sum(known), 0.0)
+
+
 def _stages(process: Process) -> tuple[float, float, float] | None:
     base, loaded, peak = process.rss_base_mib, process.rss_loaded_mib, process.rss_peak_mib
     if base is None or loaded is None or peak is None:
@@ -215,8 +254,9 @@ def _legend(figure: Figure, report: Report, names: Sequence[str] | None = None) 
 
 def _contender_patches(report: Report, names: Sequence[str]) -> Iterator[Any]:
     for name in names:
-        row = next(row for row in report.rows if row.contender == name)
-        yield _patch(COLORS[report.contenders.index(name) % 6], f"{name}: {row.precision} on {row.ran_on}")
+        # Each graph may run on something else, where "auto" chose.
+        ways = dict.fromkeys(f"{row.precision} on {row.ran_on}" for row in report.rows if row.contender == name)
+        yield _patch(COLORS[report.contenders.index(name) % 6], f"{name}: {' and '.join(ways)}")
 
 
 def _patch(color: str, label: str) -> Any:

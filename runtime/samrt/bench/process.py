@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from samrt.bench.contenders import SAMRT, Contender, allocated_bytes, is_gpu, open_reference, open_samrt
+from samrt.bench.contenders import SAMRT, Contender, Samrt, is_gpu, memory_by_use, open_reference, open_samrt
 from samrt.bench.gpu import open_context, process_vram_bytes
 from samrt.bench.tasks import WholeTask, clicks, made_up_picture
-from samrt.bundle import open_bundle
+from samrt.bundle import Bundle, open_bundle
 from samrt.graphs import MASK_DECODER
-from samrt.opening import open_graph
+from samrt.opening import open_graph, open_plan_graphs
 from samrt_engines.errors import BackendError, SamrtError
+from samrt_engines.executor import Executor
 
 STATUS = Path("/proc/self/status")
 PROGRAM = """
@@ -50,7 +51,9 @@ class Process:
     vram_mib: float | None = None
     """NVML's count for the process after the first runs, its CUDA context included."""
     vram_allocated_mib: float | None = None
-    """What the contender's own allocator handed out at most."""
+    """What the contender's own allocator handed out at most. None for ONNX Runtime, whose allocator tells Python nothing."""
+    vram_uses_mib: Mapping[str, float] | None = None
+    """The same by use, where that is known: "weights", "scratch", "inputs_outputs"."""
 
 
 def measure_process(
@@ -63,6 +66,7 @@ def measure_process(
     device: str = "auto",
     checkpoint: Path | None = None,
     threads: int | None = None,
+    precision: str | None = None,
 ) -> Process:
     """Load a contender in a fresh process, and answer a click there; or load a single graph of samrt's and run it once.
 
@@ -77,6 +81,7 @@ def measure_process(
         "device": device,
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "threads": threads,
+        "precision": precision,
     }
     command = [sys.executable, "-c", PROGRAM, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,7 +102,7 @@ def answer(text: str, import_s: float) -> None:
         measured = _one_graph(request) if request["graph"] else _whole(request)
     except SamrtError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    loaded, rss_loaded, allocated, on_gpu = measured
+    loaded, rss_loaded, allocated, uses, on_gpu = measured
     seconds = time.perf_counter() - start
     found = Process(
         import_s=import_s,
@@ -109,6 +114,7 @@ def answer(text: str, import_s: float) -> None:
         vram_context_mib=_mib(context) if on_gpu else None,
         vram_mib=_mib(process_vram_bytes()) if on_gpu else None,
         vram_allocated_mib=_mib(allocated) if on_gpu else None,
+        vram_uses_mib={use: size / 2**20 for use, size in uses.items()} if on_gpu and uses is not None else None,
     )
     print(json.dumps(asdict(found)))
 
@@ -129,31 +135,41 @@ def peak_rss_mib() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def _whole(request: Mapping[str, Any]) -> tuple[float, float | None, int | None, bool]:
+Measured = tuple[float, float | None, int | None, dict[str, int] | None, bool]
+"""When it was loaded, resident memory then, GPU memory allocated, the same by use, and whether a GPU was used."""
+
+
+def _whole(request: Mapping[str, Any]) -> Measured:
     """Load a contender, encode a picture and answer a click."""
     contender = _open(request)
     loaded, rss_loaded = time.perf_counter(), _status_mib("VmRSS")
     picture = made_up_picture((request["hw"][0], request["hw"][1]))
     contender.whole(WholeTask("click", clicks(picture, 1), best=True), picture)()
-    return loaded, rss_loaded, contender.allocated_bytes(), contender.on_gpu(MASK_DECODER)
+    uses = memory_by_use(contender.model.executors.values()) if isinstance(contender, Samrt) else None
+    return loaded, rss_loaded, contender.allocated_bytes(), uses, contender.on_gpu(MASK_DECODER)
 
 
 def _open(request: Mapping[str, Any]) -> Contender:
     bundle, threads = Path(request["bundle"]), request["threads"]
     if request["contender"] == SAMRT:
-        return open_samrt(bundle, backend=request["backend"], device=request["device"], threads=threads)
+        return open_samrt(
+            bundle,
+            backend=request["backend"],
+            device=request["device"],
+            threads=threads,
+            precision=request["precision"],
+        )
     checkpoint = None if request["checkpoint"] is None else Path(request["checkpoint"])
     return open_reference(
         request["contender"], bundle, checkpoint=checkpoint, threads=threads, device=request["device"]
     )
 
 
-def _one_graph(request: Mapping[str, Any]) -> tuple[float, float | None, int | None, bool]:
+def _one_graph(request: Mapping[str, Any]) -> Measured:
     """Open one graph and run it on zeros of its profiles' opt sizes."""
     name, bundle = request["graph"], open_bundle(request["bundle"])
     graph = bundle.manifest.graphs[name]
-    backend, device, threads = request["backend"], request["device"], request["threads"]
-    executor = open_graph(bundle, name, backend=backend, device=device, threads=threads, precision=None).executor
+    executor = _open_one(bundle, name, request)
     loaded, rss_loaded = time.perf_counter(), _status_mib("VmRSS")
     sizes = {symbol: profile.opt for symbol, profile in graph.profiles.items()}
     executor.run(
@@ -164,7 +180,18 @@ def _one_graph(request: Mapping[str, Any]) -> tuple[float, float | None, int | N
             for spec in graph.inputs
         }
     )
-    return loaded, rss_loaded, allocated_bytes(executor), is_gpu(executor.provider)
+    uses = memory_by_use([executor])
+    allocated = None if uses is None else sum(uses.values())
+    return loaded, rss_loaded, allocated, uses, is_gpu(executor.provider)
+
+
+def _open_one(bundle: Bundle, name: str, request: Mapping[str, Any]) -> Executor:
+    if request["backend"] == "tensorrt":
+        # The self-test takes all graphs, and passed when the model was loaded to be timed.
+        graphs, _ = open_plan_graphs(bundle, [name], device=request["device"], allow_unverified=True)
+        return graphs[name].executor
+    options = {key: request[key] for key in ("backend", "device", "threads", "precision")}
+    return open_graph(bundle, name, **options).executor
 
 
 def _status_mib(field: str) -> float | None:

@@ -41,6 +41,7 @@ class Settings:
     runs: int = 200
     seconds: float = 30.0
     threads: int | None = None
+    precision: str | None = None
 
 
 @dataclass
@@ -79,6 +80,7 @@ def bench(
     runs: int = 200,
     seconds_per_task: float = 30.0,
     threads: int | None = None,
+    precision: str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
     """Measure a bundle.
@@ -86,16 +88,18 @@ def bench(
     image: uint8 (H, W, 3); None is a made-up 1080p picture
     against: references to measure beside it: "pytorch" (eager), "pytorch-compile"
     checkpoint: the file a reference needs when the bundle was made from one that samrt does not ship
-    backend, device, threads: as in `samrt.load`
+    backend, device, threads, precision: as in `samrt.load`
     runs: timed runs of every task, fewer (at least 5) where they would take over ``seconds_per_task``
     Raises BackendError for an unknown reference, MissingExtraError, BundleError. A reference that opens and then cannot
     run is no error: it stands in ``report.skipped`` with the reason.
     """
     load_before = _load_average()
     picture = made_up_picture() if image is None else image
-    settings = Settings(tuple(dict.fromkeys(against)), checkpoint, backend, device, runs, seconds_per_task, threads)
+    settings = Settings(
+        tuple(dict.fromkeys(against)), checkpoint, backend, device, runs, seconds_per_task, threads, precision
+    )
     with ExitStack() as stack:
-        samrt = open_samrt(bundle, backend=backend, device=device, threads=threads)
+        samrt = open_samrt(bundle, backend=backend, device=device, threads=threads, precision=precision)
         stack.callback(samrt.close)
         entrants: dict[str, Contender] = {SAMRT: samrt}
         for name in settings.against:
@@ -228,7 +232,15 @@ def _processes(
 ) -> tuple[dict[str, Process], dict[str, GraphFacts]]:
     """Every contender, and every graph of samrt's, in a process of its own."""
     device = _device(samrt, settings.device)
-    measure = partial(measure_process, bundle, hw=hw, backend=settings.backend, device=device, threads=settings.threads)
+    measure = partial(
+        measure_process,
+        bundle,
+        hw=hw,
+        backend=settings.backend,
+        device=device,
+        threads=settings.threads,
+        precision=settings.precision,
+    )
     processes: dict[str, Process] = {}
     graphs: dict[str, GraphFacts] = {}
     for name in race.contenders:

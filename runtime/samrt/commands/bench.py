@@ -38,9 +38,10 @@ def bench(
     checkpoint: Annotated[Path | None, typer.Option(help="Weights for the reference, where needed.")] = None,
     runs: Annotated[int, typer.Option(min=5, help="Timed runs of every task.")] = 200,
     seconds: Annotated[float, typer.Option(min=0, help="Fewer runs (at least 5) where a task takes longer.")] = 30.0,
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime or tensorrt.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or tensorrt.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16, with --backend openvino.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Report: .md, .json, .html, or a folder for all three.")
     ] = None,
@@ -64,6 +65,7 @@ def bench(
             runs=runs,
             seconds_per_task=seconds,
             threads=threads,
+            precision=precision,
             progress=progress,
         )
     if out is not None:

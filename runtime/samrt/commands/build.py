@@ -116,6 +116,12 @@ def _print(report: BuildReport, *, checked: bool) -> None:
     if checked:
         console.print(f"all {len(report.graphs)} graphs build with {flavour} {first.version}; nothing was kept")
         return
+    for row in report.selftest:
+        if row.unusual:
+            console.print(
+                f"{row.graph}: '{row.output}' is off by {row.relative_l2:.1e}, within its tolerance of {row.tolerance:.1e} "
+                f"but more than rounding explains ({row.usual:.1e}): compare --precision bf16 or another TensorRT"
+            )
     worst = max((row.relative_l2 for row in report.selftest), default=None)
     tested = "not tested" if worst is None else f"tested on this GPU, largest relative error {worst:.1e}"
     console.print(f"{len(report.graphs)} plans of {flavour} {first.version} in {report.path}: {tested}")

@@ -309,6 +309,8 @@ def test_shared_scratch_is_the_largest_not_the_sum(bench: Bench) -> None:
     assert scratch.size_bytes == 16 * 4096, "it does not shrink"
     blocks = sum(executor.memory_bytes()["inputs_outputs"] for executor in (encoder, decoder))
     assert scratch.pool.used_bytes == 16 * 4096 + blocks, "what was outgrown is given back"
+    assert encoder.scratch is decoder.scratch is scratch
+    assert encoder.plan_bytes == len(b"encoder")
     assert decoder.memory_bytes() == {
         "weights": 4096,
         "scratch": 16 * 4096,
@@ -510,6 +512,44 @@ def test_device_arrays_speak_both_protocols(bench: Bench) -> None:
     assert queued.__cuda_array_interface__["stream"] == 1
     assert result.__dlpack_device__() == (2, 0)
     assert repr(result) == "CudaArray(shape=(2, 3), dtype=float32, device='cuda:0')"
+
+
+def test_rows_hold_the_memory_and_feed_other_graphs(bench: Bench) -> None:
+    encoder, decoder = bench.open(b"encoder"), bench.open(b"decoder")
+    whole = encoder.run_device({"image": IMAGE})["embed"]
+    last = whole.rows(0, 2).rows(1, 5)
+    assert isinstance(last, DeviceArray)
+    assert (last.shape, last.nbytes, last.address) == ((1, 3), 12, whole.address + 12)
+    assert last.__cuda_array_interface__["data"] == (whole.address + 12, False)
+    assert whole.rows(2, 2).shape == (0, 3)
+    del whole
+    np.testing.assert_array_equal(last.numpy(), IMAGE[1:] * 2)
+    stream = bench.cuda.create_stream()
+    result = decoder.run_device({"embed": last, "points": POINTS}, stream=stream)["mask"]
+    wrapped = OnlyDlpack(last)
+    del last
+    again = decoder.run_device({"embed": wrapped, "points": POINTS}, stream=stream)["mask"]
+    del wrapped  # queued work still reads it
+    np.testing.assert_array_equal(result.numpy(), IMAGE[1:] * 2 + 30)
+    np.testing.assert_array_equal(again.numpy(), IMAGE[1:] * 2 + 30)
+
+
+def test_an_array_outlives_the_executor_that_read_it(bench: Bench) -> None:
+    """Whose stream is gone by the time the array gives its memory back."""
+    scratch = Scratch(bench.cuda)
+    encoder, decoder = bench.open(b"encoder", scratch=scratch), bench.open(b"decoder", scratch=scratch)
+    embed = encoder.run_device({"image": IMAGE})["embed"]
+    decoder.run_device({"embed": embed, "points": POINTS})
+    streams = set(bench.gpu.streams)
+    decoder.close()
+    assert streams - set(bench.gpu.streams)
+    bench.gpu.calls.clear()
+    np.testing.assert_array_equal(embed.numpy(), IMAGE * 2)
+    del embed
+    assert bench.gpu.names()[-1] == "cudaFreeAsync"
+    assert "cudaEventRecord" not in bench.gpu.names()
+    encoder.close()
+    scratch.close()
 
 
 class OnlyDlpack:
