@@ -193,9 +193,15 @@ def test_mask_downsampler_agrees_with_transformers(nano: Case) -> None:
     assert nano.oracle is not None
     spec = nano.specs["mask_downsampler"]
     feeds = spec.sample({"objects": 2}, 1)
+    made = _open(spec, spec.forms[0].module).run(feeds)
+    plain = torch.from_numpy(feeds["image_embed"]) - nano.module.no_mem_embed
     with torch.inference_mode():
-        wanted = nano.oracle.mask_downsample(torch.from_numpy(feeds["mask"])).numpy()
-    assert relative(_open(spec, spec.forms[0].module).run(feeds)["mask_prompt"], wanted) <= 1e-6
+        wanted = nano.oracle.mask_downsample(torch.from_numpy(feeds["mask"]))
+        projected = nano.module.project(plain)
+    assert relative(made["mask_prompt"], wanted.numpy()) <= 1e-6
+    assert relative(made["plain_embed"], plain.detach().numpy()) <= 1e-6
+    for name, value in zip(("queries", "keys", "values"), projected, strict=True):
+        assert relative(made[f"plain_{name}"], value.numpy()) <= 1e-5
 
 
 def test_nothing_of_the_memory_attention_builds_a_score_matrix_on_the_cpu(nano: Case) -> None:

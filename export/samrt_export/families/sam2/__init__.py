@@ -20,16 +20,17 @@ K objects of one frame, M memory slots:
 |                | pointer_distance (K, N), pointer_valid (K, N)                   | (K, 8, hw, C/16)                            |
 | memory_encoder | image_embed (1, hw, C), mask_logits (K, 1, S/4, S/4), binarize  | frame_memory (K, hw, 64)                    |
 |                | (K,), object_score_logits (K, 1), object_token (K, C)           | object_pointer (K, C)                       |
-| mask_          | mask (K, 1, S, S) 0..1                                          | mask_prompt (K, 1, S/4, S/4)                |
-| downsampler    |                                                                 |                                             |
+| mask_          | mask (K, 1, S, S) 0..1, image_embed (1, hw, C)                  | mask_prompt (K, 1, S/4, S/4), plain_embed   |
+| downsampler    |                                                                 | plain_queries, _keys, _values               |
 
 ``image`` is float32 and not uint8 because the official predictor resizes in float: rounding would change the values.
 ``image_embed`` already holds ``no_mem_embed`` (what a single image uses); the memory graphs subtract it again.
 ``image_queries``, ``_keys`` and ``_values`` are what the decoder's first layer makes of the image (see blocks/two_way.py).
-In a video the decoder takes the conditioned maps in place of the image's, and the fine maps of the one frame for all objects.
-``memory_time`` is a row of the table of temporal positions: 0 the frame before, 5 six frames before, 6 a conditioning frame.
-``pointer_distance`` is in frames, divided by the most pointers less one. Slots and pointers whose ``_valid`` is 0 change
-nothing; their order is free. ``binarize`` is 1 on conditioning frames. ``object_token`` is the mask token of the chosen mask.
+In a video the decoder takes the conditioned maps in place of the image's, and the fine maps of the one frame for all objects;
+where a user gives the mask, the ``plain`` maps. ``memory_time`` is a row of the table of temporal positions: 0 the frame
+before, 5 six frames before, 6 a conditioning frame. ``pointer_distance`` is in frames, divided by the most pointers less one.
+Slots and pointers whose ``_valid`` is 0 change nothing; their order is free. ``binarize`` is 1 on conditioning frames.
+``object_token`` is the mask token of the chosen mask.
 Where no prompt has a mask, ``mask_input`` may be 4 x 4 (of anything); ``dense_embeddings`` is then (P, 1, C).
 """
 

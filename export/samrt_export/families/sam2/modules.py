@@ -214,13 +214,36 @@ class MemoryEncoderGraph(nn.Module):
         return memory, torch.where(absent > 0.5, model.no_obj_ptr, pointer)
 
 
+class MaskDownsamplerReference(nn.Module):
+    """``mask_downsampler``: a mask at model size becomes a mask prompt, and the image is as the neck left it.
+
+    Upstream leaves ``no_mem_embed`` out where a user gives the mask (``SAM2Base._use_mask_as_output``).
+    """
+
+    def __init__(self, model: Sam2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mask: Tensor, image_embed: Tensor) -> tuple[Tensor, ...]:
+        """See the table of the package."""
+        plain = image_embed - self.model.no_mem_embed
+        return self.model.mask_downsample(mask), plain, *self.model.project(plain)
+
+
 class MaskDownsamplerGraph(nn.Module):
-    """``mask_downsampler``: a mask at model size becomes a mask prompt."""
+    """``mask_downsampler`` with the image's position encoding baked in."""
+
+    no_mem_embed: Tensor
+    dense_position: Tensor
 
     def __init__(self, model: Sam2) -> None:
         super().__init__()
         self.conv = model.mask_downsample
+        self.first_layer = model.sam_mask_decoder.transformer.first_layer
+        self.register_buffer("no_mem_embed", model.no_mem_embed.detach())
+        self.register_buffer("dense_position", model.sam_prompt_encoder.dense_position().detach())
 
-    def forward(self, mask: Tensor) -> tuple[Tensor]:
+    def forward(self, mask: Tensor, image_embed: Tensor) -> tuple[Tensor, ...]:
         """See the table of the package."""
-        return (self.conv(mask),)
+        plain = image_embed - self.no_mem_embed
+        return self.conv(mask), plain, *self.first_layer.project(plain, self.dense_position)

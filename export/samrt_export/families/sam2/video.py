@@ -14,6 +14,7 @@ from samrt_export.families.sam2.config import NUM_MASKMEM, Sam2Config
 from samrt_export.families.sam2.model import Sam2
 from samrt_export.families.sam2.modules import (
     MaskDownsamplerGraph,
+    MaskDownsamplerReference,
     MemoryAttentionForm,
     MemoryAttentionReference,
     MemoryEncoderGraph,
@@ -29,7 +30,7 @@ def video_graphs(module: Sam2, sample_maps: SampleMaps) -> tuple[GraphSpec, ...]
     return (
         _memory_attention(module, sample_maps),
         _memory_encoder(module, sample_maps),
-        _mask_downsampler(module),
+        _mask_downsampler(module, sample_maps),
     )
 
 
@@ -106,25 +107,29 @@ def _memory_encoder(module: Sam2, sample_maps: SampleMaps) -> GraphSpec:
     )
 
 
-def _mask_downsampler(module: Sam2) -> GraphSpec:
+def _mask_downsampler(module: Sam2, sample_maps: SampleMaps) -> GraphSpec:
     config = module.config
-    size, mask = config.image_size, config.mask_size
+    size, mask, dim, hw = config.image_size, config.mask_size, config.d_model, config.embed_size**2
 
     def sample(sizes: Mapping[str, int], seed: int) -> Feeds:
         rng = np.random.default_rng(seed)
         blocks = rng.uniform(size=(sizes["objects"], 1, 8, 8)) > 0.5
-        return {"mask": blocks.repeat(size // 8, 2).repeat(size // 8, 3).astype(np.float32)}
+        masks = blocks.repeat(size // 8, 2).repeat(size // 8, 3).astype(np.float32)
+        return {"mask": masks, "image_embed": sample_maps(seed)[0].numpy()}
 
-    graph = MaskDownsamplerGraph(module).eval()
     return GraphSpec(
         "mask_downsampler",
-        graph,
-        (TensorSpec("mask", "float32", ("objects", 1, size, size)),),
-        (TensorSpec("mask_prompt", "float32", ("objects", 1, mask, mask)),),
+        MaskDownsamplerReference(module).eval(),
+        (TensorSpec("mask", "float32", ("objects", 1, size, size)), TensorSpec("image_embed", "float32", (1, hw, dim))),
+        (
+            TensorSpec("mask_prompt", "float32", ("objects", 1, mask, mask)),
+            TensorSpec("plain_embed", "float32", (1, hw, dim)),
+            *(TensorSpec(f"plain_{name}", "float32", (1, 8, hw, dim // 16)) for name in ("queries", "keys", "values")),
+        ),
         profiles={"objects": (1, 1, 64)},
         checks=({"objects": 1}, {"objects": 3}),
         sample=sample,
-        forms=(Form(graph),),
+        forms=(Form(MaskDownsamplerGraph(module).eval()),),
     )
 
 
