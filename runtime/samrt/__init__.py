@@ -17,6 +17,7 @@ from samrt.model import Model, load
 from samrt.predictor import ImagePredictor
 from samrt.prompts import Prompts
 from samrt.result import Result
+from samrt.video import VideoPredictor, VideoTracker
 from samrt_engines.errors import (
     BackendError,
     BundleError,
@@ -62,6 +63,8 @@ __all__ = [
     "SamrtError",
     "TensorError",
     "UnsafePathError",
+    "VideoPredictor",
+    "VideoTracker",
     "__version__",
     "as_rgb_uint8",
     "grid",

@@ -22,12 +22,14 @@ from samrt.bench.process import Process, measure_process
 from samrt.bench.report import GraphFacts, Report, Row, Skipped
 from samrt.bench.tasks import ENCODE, GraphTask, WholeTask, flops_at, graph_tasks, made_up_picture, whole_tasks
 from samrt.bench.timing import Times, paired_ratio, time_in_turns
-from samrt.graphs import GRAPHS, IMAGE_ENCODER, MASK_DECODER, choose_form
+from samrt.bench.video import FrameTask, video_tasks
+from samrt.graphs import IMAGE_ENCODER, MASK_DECODER, choose_form
 from samrt.machine import cpu_name, usable_cores
 from samrt.manifest import Form, Graph
 from samrt_engines.errors import BackendError
 
 Progress = Callable[[str, int, int], None]
+Task = GraphTask | WholeTask | FrameTask
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def bench(
     seconds_per_task: float = 30.0,
     threads: int | None = None,
     precision: str | None = None,
+    video: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
     """Measure a bundle.
@@ -89,6 +92,7 @@ def bench(
     against: references to measure beside it: "pytorch" (eager), "pytorch-compile"
     checkpoint: the file a reference needs when the bundle was made from one that samrt does not ship
     backend, device, threads, precision: as in `samrt.load`
+    video: also the memory graphs, and frames of a video with 1, 4 and 16 objects
     runs: timed runs of every task, fewer (at least 5) where they would take over ``seconds_per_task``
     Raises BackendError for an unknown reference, MissingExtraError, BundleError. A reference that opens and then cannot
     run is no error: it stands in ``report.skipped`` with the reason.
@@ -108,8 +112,10 @@ def bench(
             )
             stack.callback(entrants[name].close)
         race = _Field(entrants)
-        tasks: list[GraphTask | WholeTask] = [*graph_tasks(samrt.model, picture), *whole_tasks(picture)]
-        total = len(tasks) + 1 + len(entrants) + len(GRAPHS)
+        tasks: list[Task] = [*graph_tasks(samrt.model, picture), *whole_tasks(picture)]
+        if video:
+            tasks += video_tasks(samrt.model, picture)
+        total = len(tasks) + 1 + len(entrants) + len(samrt.model.executors)
         progress("peak", 0, total)
         peak = probe_peak(threads)
         rows: list[Row] = []
@@ -133,7 +139,7 @@ def bench(
 def _bench_task(
     race: _Field,
     samrt: Samrt,
-    task: GraphTask | WholeTask,
+    task: Task,
     picture: NDArray[np.uint8],
     peak: Peak,
     settings: Settings,
@@ -141,6 +147,8 @@ def _bench_task(
     """One task through every contender, in turns, with what they return compared first."""
     if isinstance(task, GraphTask):
         calls, made = race.prepare(_title(task), lambda contender: lambda: contender.run_graph(task.graph, task.feeds))
+    elif isinstance(task, FrameTask):
+        calls, made = race.prepare(task.name, lambda contender: lambda: task.run(contender.run_graph))
     else:
         calls, made = race.prepare(task.name, lambda contender: contender.whole(task, picture))
     times = time_in_turns(calls, runs=settings.runs, seconds=settings.seconds)
@@ -165,7 +173,7 @@ def _bench_task(
 
 
 def _row(
-    task: GraphTask | WholeTask,
+    task: Task,
     contender: str,
     times: dict[str, Times],
     *,
@@ -202,7 +210,7 @@ def _row(
     )
 
 
-def _gflop(samrt: Samrt, task: GraphTask | WholeTask, *, plain: bool) -> float | None:
+def _gflop(samrt: Samrt, task: Task, *, plain: bool) -> float | None:
     """The work of a graph task: in the form samrt runs, or in the plain form, which is what the reference's module does."""
     if not isinstance(task, GraphTask):
         return None
@@ -246,7 +254,7 @@ def _processes(
     for name in race.contenders:
         progress(f"memory: {name}", done + len(processes), total)
         processes[name] = measure(contender=name, checkpoint=settings.checkpoint)
-    for name in GRAPHS:
+    for name in samrt.model.executors:
         progress(f"memory: {name}", done + len(processes) + len(graphs), total)
         form = _form(samrt.model.manifest.graphs[name], name, samrt)
         graphs[name] = GraphFacts(
@@ -284,8 +292,8 @@ def _machine(threads: int | None, peak: Peak, load_before: float | None) -> dict
     }
 
 
-def _title(task: GraphTask | WholeTask) -> str:
-    return task.name if isinstance(task, WholeTask) else f"{task.graph}, batch {task.batch}"
+def _title(task: Task) -> str:
+    return task.name if not isinstance(task, GraphTask) else f"{task.graph}, batch {task.batch}"
 
 
 def _hw(picture: NDArray[np.uint8]) -> tuple[int, int]:

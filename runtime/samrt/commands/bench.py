@@ -42,6 +42,9 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16, with --backend openvino.")] = None,
+    video: Annotated[
+        bool, typer.Option("--video", help="Also the memory graphs, and frames with 1, 4, 16 objects.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Report: .md, .json, .html, or a folder for all three.")
     ] = None,
@@ -66,6 +69,7 @@ def bench(
             seconds_per_task=seconds,
             threads=threads,
             precision=precision,
+            video=video,
             progress=progress,
         )
     if out is not None:
