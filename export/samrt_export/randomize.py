@@ -22,9 +22,10 @@ def randomize_live(module: nn.Module, seed: int) -> None:
     position tables are far enough from zero to matter.
     """
     generator = torch.Generator().manual_seed(seed)
+    held = module.state_dict().keys()  # buffers that no file holds are constants
     for owner_name, owner in module.named_modules():
         for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and f"{owner_name}.{name}".lstrip(".") in held:
                 _fill(owner, owner_name, name, tensor.data, generator)
 
 

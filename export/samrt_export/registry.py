@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from samrt_engines.errors import ExportError
 from samrt_engines.tensors import TensorSpec
 
-FAMILIES = ("sam2",)
+FAMILIES = ("sam2", "edgetam")
 
 Feeds = dict[str, NDArray[np.generic]]
 

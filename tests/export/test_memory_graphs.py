@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
 from samrt_engines.executor import Executor, open_executor
+from samrt_export.blocks.hiera import Hiera, HieraConfig
 from samrt_export.families.sam2 import CONFIGS, Sam2, build, graphs
-from samrt_export.families.sam2.config import Sam2Config
 from samrt_export.onnx_graph import onnx_from_spec
 from samrt_export.randomize import randomize_live
 from samrt_export.registry import GraphSpec
@@ -28,7 +29,7 @@ class Case:
 
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)
-        self.module = build("nano") if name == "nano" else Sam2(_without_positions(CONFIGS["nano"]))
+        self.module = build("nano") if name == "nano" else build_without_positions()
         randomize_live(self.module, 3)
         self.module.eval()
         self.specs = {spec.name: spec for spec in graphs(self.module, "nano")}
@@ -43,10 +44,11 @@ class Case:
         return self.specs["memory_attention"].sample(sizes, seed)
 
 
-def _without_positions(config: Sam2Config) -> Sam2Config:
+def build_without_positions() -> Sam2:
     """nano as SAM 2.0 would have it."""
-    values = {name: getattr(config, name) for name in Sam2Config.__dataclass_fields__}
-    return Sam2Config(**values | {"pointer_positions": False})
+    config = replace(CONFIGS["nano"], pointer_positions=False)
+    assert isinstance(config.trunk, HieraConfig)
+    return Sam2(config, Hiera(config.trunk))
 
 
 def _open(spec: GraphSpec, module: torch.nn.Module) -> Executor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn as spawn_workers
 from torch.nn import functional as F
 
+from samrt_export.blocks.hiera import Hiera
 from samrt_export.families.sam2 import build
 from samrt_export.nano.scenes import SIZE, Frame, scene_from_seed
 
@@ -182,6 +183,7 @@ class Trainer:
         self.rank = rank
         self.model = build("nano")
         trunk = self.model.image_encoder.trunk
+        assert isinstance(trunk, Hiera)
         for table in (trunk.pos_embed, trunk.pos_embed_window, self.model.no_mem_embed, self.model.maskmem_tpos_enc):
             nn.init.trunc_normal_(table, std=0.02)
         self.instance_head = nn.Conv2d(self.model.config.d_model, 16, kernel_size=1)

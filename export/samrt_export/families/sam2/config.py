@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from samrt_export.blocks.hiera import HieraConfig
 
@@ -12,11 +13,18 @@ STD = (0.229, 0.224, 0.225)
 NUM_MASKMEM = 7
 
 
+class TrunkConfig(Protocol):
+    """Whatever a trunk is made from: the neck needs to know how wide its maps are, finest first."""
+
+    @property
+    def channels(self) -> tuple[int, ...]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sam2Config:
     """The numbers in which variants differ; the defaults are what the eight official ones share."""
 
-    trunk: HieraConfig
+    trunk: TrunkConfig
     pointer_positions: bool
     """2.1: temporal positions of object pointers are projected, and absent objects have a spatial embedding."""
     image_size: int = 1024

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from samrt_export.blocks.fpn import FpnNeck
-from samrt_export.blocks.hiera import Hiera
+from samrt_export.blocks.hiera import Hiera, HieraConfig
 from samrt_export.blocks.layers import MLP
 from samrt_export.blocks.mask_decoder import MaskDecoder
 from samrt_export.blocks.memory import MemoryAttention, MemoryEncoder
@@ -20,9 +20,9 @@ from samrt_export.families.sam2.config import CONFIGS, MEAN, NUM_MASKMEM, STD, S
 class ImageEncoder(nn.Module):
     """Trunk and neck."""
 
-    def __init__(self, config: Sam2Config) -> None:
+    def __init__(self, config: Sam2Config, trunk: nn.Module) -> None:
         super().__init__()
-        self.trunk = Hiera(config.trunk)
+        self.trunk = trunk
         self.neck = FpnNeck(config.d_model, config.trunk.channels, config.top_down_levels)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,11 +37,12 @@ class ImageEncoder(nn.Module):
 class Sam2(nn.Module):
     """The whole model under the official parameter names."""
 
-    def __init__(self, config: Sam2Config) -> None:
+    def __init__(self, config: Sam2Config, trunk: nn.Module) -> None:
+        """trunk: (B, 3, S, S) normalised -> its maps (B, H_i, W_i, C_i), finest first."""
         super().__init__()
         dim, memory_dim = config.d_model, config.memory_dim
         self.config = config
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = ImageEncoder(config, trunk)
         self.sam_prompt_encoder = PromptEncoder(dim, (config.embed_size,) * 2, (config.image_size,) * 2)
         self.sam_mask_decoder = MaskDecoder(dim, config.mlp_dim, config.iou_hidden_dim)
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, dim))
@@ -89,6 +90,10 @@ class Sam2(nn.Module):
         """A slot of the memory bank is a map as large as the embedding."""
         return BankTokens(sine_grid((self.config.embed_size,) * 2, self.config.memory_dim), self.rotation())
 
+    def memory_tokens(self, memory: Tensor) -> Tensor:
+        """memory: (K, hw, memory_dim) of K objects -> (K, tokens, memory_dim), what a slot of the bank keeps of it."""
+        return memory
+
     def time_positions(self) -> TimePositions:
         """Ages of slots: row 0 is the frame before, the last row a conditioning frame of whatever age."""
         return TimePositions(self.maskmem_tpos_enc.flatten(1), self.obj_ptr_tpos_proj)
@@ -96,4 +101,6 @@ class Sam2(nn.Module):
 
 def build(model: str) -> Sam2:
     """The module of a model name."""
-    return Sam2(CONFIGS[model])
+    config = CONFIGS[model]
+    assert isinstance(config.trunk, HieraConfig)
+    return Sam2(config, Hiera(config.trunk))

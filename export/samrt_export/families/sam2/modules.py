@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samrt_export.blocks.hiera import Hiera
 from samrt_export.blocks.mask_decoder import nested_from_map
 from samrt_export.blocks.memory import mask_for_memory
 from samrt_export.blocks.memory_bank import Bank, MemoryAttentionGraph, condition_as_upstream
@@ -43,7 +44,9 @@ class ImageEncoderGraph(nn.Module):
         self.ort_cpu = ort_cpu
         self.model = model
         mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
-        weight, position = model.image_encoder.trunk.patch_form(mean, std, (model.config.image_size,) * 2)
+        trunk = model.image_encoder.trunk
+        assert isinstance(trunk, Hiera)
+        weight, position = trunk.patch_form(mean, std, (model.config.image_size,) * 2)
         self.register_buffer("weight", weight)
         self.register_buffer("position", position)
         self.register_buffer("dense_position", model.sam_prompt_encoder.dense_position().detach())
@@ -53,6 +56,7 @@ class ImageEncoderGraph(nn.Module):
         """See the table of the package."""
         model = self.model
         trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
+        assert isinstance(trunk, Hiera)
         patches = F.conv2d(image.permute(0, 3, 1, 2), self.weight, stride=4, padding=3).permute(0, 2, 3, 1)
         maps = trunk.stages(patches + self.position, self.ort_cpu)
         levels = neck(maps, finest=1 if neck.has_above(0) else 2)
@@ -155,9 +159,10 @@ class MemoryAttentionReference(nn.Module):
         """See the table of the package."""
         bank = Bank(memory, memory_time, memory_valid, object_pointers, pointer_distance, pointer_valid)
         model = self.model
-        image = image_embed - model.no_mem_embed + model.image_position()
-        tokens, times = model.bank_tokens(), model.time_positions()
-        embed = condition_as_upstream(model.memory_attention, image, model.rotation(), bank, tokens, times)
+        with image_embed.device:  # where the tables are made
+            image = image_embed - model.no_mem_embed + model.image_position()
+            tokens, times = model.bank_tokens(), model.time_positions()
+            embed = condition_as_upstream(model.memory_attention, image, model.rotation(), bank, tokens, times)
         return embed, *model.project(embed)
 
 
@@ -211,7 +216,7 @@ class MemoryEncoderGraph(nn.Module):
         if model.no_obj_embed_spatial is not None:
             memory = memory + absent.unsqueeze(1) * model.no_obj_embed_spatial
         pointer = model.obj_ptr_proj(mask_token)
-        return memory, torch.where(absent > 0.5, model.no_obj_ptr, pointer)
+        return model.memory_tokens(memory), torch.where(absent > 0.5, model.no_obj_ptr, pointer)
 
 
 class MaskDownsamplerReference(nn.Module):

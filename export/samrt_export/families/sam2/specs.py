@@ -27,7 +27,13 @@ from samrt_export.registry import Feeds, Form, GraphSpec
 def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
     """All graphs of a loaded model, in the order in which a self-test runs them."""
     assert isinstance(module, Sam2)
-    config = CONFIGS[model]
+    on_cpu, usual = ImageEncoderGraph(module, ort_cpu=True).eval(), ImageEncoderGraph(module).eval()
+    return tracker_graphs(module, (Form(on_cpu, ("onnxruntime-cpu",)), Form(usual)))
+
+
+def tracker_graphs(module: Sam2, encoder_forms: tuple[Form, ...]) -> tuple[GraphSpec, ...]:
+    """The graphs of SAM 2 with whatever trunk; encoder_forms: of ``image_encoder``."""
+    config = module.config
     size, dim, hw, mask = config.image_size, config.d_model, config.embed_size**2, config.mask_size
     features = _features(config, "images", "images")
     embeddings = (
@@ -83,10 +89,7 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
             profiles={"images": (1, 1, 8)},
             checks=({"images": 1}, {"images": 2}),
             sample=sample_image,
-            forms=(
-                Form(ImageEncoderGraph(module, ort_cpu=True).eval(), ("onnxruntime-cpu",)),
-                Form(ImageEncoderGraph(module).eval()),
-            ),
+            forms=encoder_forms,
         ),
         GraphSpec(
             "prompt_encoder",
@@ -156,8 +159,12 @@ def _sample_prompts(prompts: int, points: int, size: int, mask_size: int, seed: 
 
 
 def numbers(model: str) -> dict[str, Any]:
-    """The manifest's numbers. Stability constants: ``build_sam2`` with its default postprocessing."""
-    config = CONFIGS[model]
+    """The manifest's numbers."""
+    return tracker_numbers(CONFIGS[model])
+
+
+def tracker_numbers(config: Sam2Config) -> dict[str, Any]:
+    """The numbers of SAM 2 with whatever trunk. Stability constants: ``build_sam2`` with its default postprocessing."""
     return {
         "image": {
             "size_hw": [config.image_size] * 2,

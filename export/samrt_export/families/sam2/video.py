@@ -37,9 +37,10 @@ def video_graphs(module: Sam2, sample_maps: SampleMaps) -> tuple[GraphSpec, ...]
 def _memory_attention(module: Sam2, sample_maps: SampleMaps) -> GraphSpec:
     config = module.config
     dim, hw, width = config.d_model, config.embed_size**2, config.memory_dim
+    tokens = len(module.bank_tokens().position)
     inputs = (
         TensorSpec("image_embed", "float32", (1, hw, dim)),
-        TensorSpec("memory", "float32", ("objects", "slots", hw, width)),
+        TensorSpec("memory", "float32", ("objects", "slots", tokens, width)),
         TensorSpec("memory_time", "int32", ("objects", "slots")),
         TensorSpec("memory_valid", "float32", ("objects", "slots")),
         TensorSpec("object_pointers", "float32", ("objects", "pointers", dim)),
@@ -97,7 +98,7 @@ def _memory_encoder(module: Sam2, sample_maps: SampleMaps) -> GraphSpec:
             TensorSpec("object_token", "float32", ("objects", dim)),
         ),
         (
-            TensorSpec("frame_memory", "float32", ("objects", hw, config.memory_dim)),
+            TensorSpec("frame_memory", "float32", ("objects", len(module.bank_tokens().position), config.memory_dim)),
             TensorSpec("object_pointer", "float32", ("objects", dim)),
         ),
         profiles={"objects": (1, 1, 64)},
