@@ -10,9 +10,11 @@
 Importing it loads numpy and nothing heavier; engines and Pillow are imported where they are used.
 """
 
+from samrt import media
 from samrt.draw import grid, overlay
 from samrt.features import Features
 from samrt.images import as_rgb_uint8, read_image
+from samrt.media import track_video
 from samrt.model import Model, load
 from samrt.predictor import ImagePredictor
 from samrt.prompts import Prompts
@@ -69,6 +71,8 @@ __all__ = [
     "as_rgb_uint8",
     "grid",
     "load",
+    "media",
     "overlay",
     "read_image",
+    "track_video",
 ]

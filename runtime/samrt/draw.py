@@ -39,12 +39,12 @@ PALETTE: tuple[Colour, ...] = (
 """The colour of the first mask, the second, and so on; repeated after the tenth."""
 
 _POSITIVE, _NEGATIVE, _CORNER = (22, 190, 74), (235, 44, 56), (255, 205, 0)
-_WHITE, _PAPER, _INK = (255, 255, 255), (250, 250, 248), (38, 40, 46)
+WHITE, _PAPER, INK = (255, 255, 255), (250, 250, 248), (38, 40, 46)
 _SMOOTH = 4  # how many times too large shapes are drawn
 _MAX_SHEET_PIXELS = 200_000_000
 
 
-class _Pen(NamedTuple):
+class Pen(NamedTuple):
     """Sizes for a picture, in pixels."""
 
     line: float
@@ -85,10 +85,10 @@ def overlay(
         height, width = picture.shape[0] * zoom, picture.shape[1] * zoom
         enlarged = PIL.Image.fromarray(picture).resize((width, height), PIL.Image.Resampling.BICUBIC)
         picture, planes = np.asarray(enlarged), threshold_planes(planes.astype(np.float32), (height, width), 0.5)
-    pen = _pen(picture.shape[:2])
+    pen = pen_for(picture.shape[:2])
     canvas = picture.astype(np.float32)
     for index in sorted(range(len(planes)), key=lambda index: -np.count_nonzero(planes[index])):
-        _blend_mask(canvas, planes[index], PALETTE[index % len(PALETTE)], alpha, pen)
+        blend_mask(canvas, planes[index], PALETTE[index % len(PALETTE)], alpha, pen)
     drawing = PIL.Image.fromarray(np.rint(canvas).astype(np.uint8))
     _draw_boxes(drawing, boxes, zoom, pen)
     _draw_points(drawing, points, labels, zoom, pen)
@@ -141,9 +141,9 @@ def _fit(shape: tuple[int, ...], cell_px: int) -> tuple[int, int]:
     return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))
 
 
-def _pen(hw: tuple[int, ...]) -> _Pen:
+def pen_for(hw: tuple[int, ...]) -> Pen:
     diagonal = float(np.hypot(hw[0], hw[1]))
-    return _Pen(
+    return Pen(
         line=float(np.clip(diagonal / 500, 1.0, 8.0)),
         marker=float(np.clip(diagonal / 60, 4.0, 60.0)),
         text=float(np.clip(diagonal / 45, 10.0, 64.0)),
@@ -165,7 +165,7 @@ def _read_masks(masks: ArrayLike | None, hw: tuple[int, ...]) -> NDArray[np.bool
     return array.reshape(-1, *hw).astype(np.bool_, copy=False)
 
 
-def _blend_mask(canvas: NDArray[np.float32], mask: NDArray[np.bool_], colour: Colour, alpha: float, pen: _Pen) -> None:
+def blend_mask(canvas: NDArray[np.float32], mask: NDArray[np.bool_], colour: Colour, alpha: float, pen: Pen) -> None:
     """Tint the inside, and draw the outline: where the blurred mask is half way, it is brightest."""
     import PIL.Image
     import PIL.ImageFilter
@@ -190,7 +190,7 @@ def _blend_mask(canvas: NDArray[np.float32], mask: NDArray[np.bool_], colour: Co
     target += (bright - target) * outline
 
 
-def _draw_boxes(drawing: PIL.Image.Image, boxes: ArrayLike | None, zoom: int, pen: _Pen) -> None:
+def _draw_boxes(drawing: PIL.Image.Image, boxes: ArrayLike | None, zoom: int, pen: Pen) -> None:
     """Draw frames in whole pixels, each between two white lines."""
     import PIL.ImageDraw
 
@@ -202,13 +202,13 @@ def _draw_boxes(drawing: PIL.Image.Image, boxes: ArrayLike | None, zoom: int, pe
         x0, y0, x1, y1 = box
         out = thick // 2 + rim
         frame = (x0 - out, y0 - out, x1 + out, y1 + out)
-        pencil.rectangle(frame, outline=_WHITE, width=thick + 2 * rim)
+        pencil.rectangle(frame, outline=WHITE, width=thick + 2 * rim)
         frame = (x0 - out + rim, y0 - out + rim, x1 + out - rim, y1 + out - rim)
         pencil.rectangle(frame, outline=PALETTE[index % len(PALETTE)], width=thick)
 
 
 def _draw_points(
-    drawing: PIL.Image.Image, points: ArrayLike | None, labels: ArrayLike | None, zoom: int, pen: _Pen
+    drawing: PIL.Image.Image, points: ArrayLike | None, labels: ArrayLike | None, zoom: int, pen: Pen
 ) -> None:
     if points is None:
         return
@@ -223,20 +223,20 @@ def _draw_points(
         def draw(pencil: PIL.ImageDraw.ImageDraw, scale: float, label: int = int(label)) -> None:
             middle, size = radius * scale, radius * scale
             if label == 1:
-                pencil.polygon(_star(middle, 0.97 * size), fill=(*_WHITE, 255))
+                pencil.polygon(_star(middle, 0.97 * size), fill=(*WHITE, 255))
                 pencil.polygon(_star(middle, 0.72 * size), fill=(*_POSITIVE, 255))
                 return
             colour = _NEGATIVE if label == 0 else _CORNER
-            for share, fill in ((0.72, _WHITE), (0.56, colour)):
+            for share, fill in ((0.72, WHITE), (0.56, colour)):
                 pencil.ellipse((*(2 * [middle - share * size]), *(2 * [middle + share * size])), fill=(*fill, 255))
             if label == 0:
                 bar = (middle - 0.3 * size, middle - 0.1 * size, middle + 0.3 * size, middle + 0.1 * size)
-                pencil.rectangle(bar, fill=(*_WHITE, 255))
+                pencil.rectangle(bar, fill=(*WHITE, 255))
 
-        _stamp(drawing, draw, (x - radius, y - radius), (2 * radius, 2 * radius))
+        stamp(drawing, draw, (x - radius, y - radius), (2 * radius, 2 * radius))
 
 
-def _draw_scores(drawing: PIL.Image.Image, masks: NDArray[np.bool_], scores: ArrayLike | None, pen: _Pen) -> None:
+def _draw_scores(drawing: PIL.Image.Image, masks: NDArray[np.bool_], scores: ArrayLike | None, pen: Pen) -> None:
     """Write each mask's score on a chip in its colour, at the top of the mask."""
     if scores is None:
         return
@@ -266,19 +266,19 @@ def _draw_scores(drawing: PIL.Image.Image, masks: NDArray[np.bool_], scores: Arr
             pencil.rounded_rectangle(box, radius=size[1] * scale / 3, fill=(*colour, 235))
             font = PIL.ImageFont.load_default(pen.text * scale)
             middle = (size[0] * scale / 2, size[1] * scale / 2)
-            ink = _INK if sum(np.multiply(colour, (0.3, 0.59, 0.11))) > 150 else _WHITE
+            ink = INK if sum(np.multiply(colour, (0.3, 0.59, 0.11))) > 150 else WHITE
             pencil.text(middle, text, font=font, anchor="mm", fill=(*ink, 255))
 
-        _stamp(drawing, draw, (left, top), (width, height))
+        stamp(drawing, draw, (left, top), (width, height))
 
 
-def _stamp(drawing: PIL.Image.Image, draw: Any, corner: tuple[float, float], size: tuple[float, float]) -> None:
+def stamp(drawing: PIL.Image.Image, draw: Any, corner: tuple[float, float], size: tuple[float, float]) -> None:
     """Lay a small transparent picture, drawn by ``draw(pencil, scale)`` with its corner at (0, 0), onto the drawing."""
     import PIL.Image
     import PIL.ImageDraw
 
     width, height = int(np.ceil(size[0])) + 1, int(np.ceil(size[1])) + 1
-    tile = PIL.Image.new("RGBA", (width * _SMOOTH, height * _SMOOTH), (*_WHITE, 0))
+    tile = PIL.Image.new("RGBA", (width * _SMOOTH, height * _SMOOTH), (*WHITE, 0))
     draw(PIL.ImageDraw.Draw(tile), float(_SMOOTH))
     tile = tile.resize((width, height), PIL.Image.Resampling.BOX)
     drawing.paste(tile, (round(corner[0]), round(corner[1])), tile)
@@ -301,6 +301,6 @@ def _write_caption(sheet: PIL.Image.Image, caption: str, corner: tuple[int, int]
         font = PIL.ImageFont.load_default(text if index == 0 else 0.82 * text)
         while pencil.textlength(line, font=font) > width and len(line) > 1:
             line = line.rstrip("…")[:-1] + "…"
-        fill = _INK if index == 0 else (112, 116, 124)
+        fill = INK if index == 0 else (112, 116, 124)
         pencil.text((corner[0] + width / 2, y), line, font=font, anchor="ma", fill=fill)
         y += 1.5 * text if index == 0 else 1.3 * text

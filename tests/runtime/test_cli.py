@@ -197,5 +197,5 @@ def test_errors_are_one_message_and_exit_code_2(tmp_path: Path) -> None:
 
 def test_help_names_every_command() -> None:
     text = run("--help").stdout
-    for command in ("export", "verify", "models", "demo", "info", "doctor", "segment", "bench"):
+    for command in ("export", "verify", "models", "demo", "info", "doctor", "segment", "track", "bench"):
         assert command in text

@@ -66,8 +66,8 @@ def segment(
 
 def read_prompts(points: list[str], boxes: list[str], mask: Path | None, model: Model) -> Prompts:
     """Prompts from command-line texts. Raises PromptError."""
-    clicks = [_click(text) for text in points]
-    corners = [_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in boxes]
+    clicks = [read_click(text) for text in points]
+    corners = [read_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in boxes]
     if clicks and len(corners) > 1:
         raise PromptError(
             "points with several boxes",
@@ -82,12 +82,12 @@ def read_prompts(points: list[str], boxes: list[str], mask: Path | None, model: 
     )
 
 
-def _click(text: str) -> tuple[list[float], int]:
+def read_click(text: str) -> tuple[list[float], int]:
     """A point and its label, which is 1 where none is given. Raises PromptError."""
     numbers, label = text, "1"
     if text.count(",") == 2:
         numbers, _, label = text.rpartition(",")
-    xy = _numbers(numbers, "--point", (2,), "X,Y or X,Y,LABEL")
+    xy = read_numbers(numbers, "--point", (2,), "X,Y or X,Y,LABEL")
     if not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", label):
         known = ", ".join(f"{number} {name.replace('_', ' ')}" for number, name in LABELS.items())
         raise PromptError(
@@ -96,7 +96,8 @@ def _click(text: str) -> tuple[list[float], int]:
     return xy, int(label)
 
 
-def _numbers(text: str, option: str, counts: tuple[int, ...], expected: str) -> list[float]:
+def read_numbers(text: str, option: str, counts: tuple[int, ...], expected: str) -> list[float]:
+    """Numbers with commas between them. Raises PromptError, which names the option and what it takes."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
