@@ -14,7 +14,14 @@ from samrt_export.precision.typed import typed_graph
 from samrt_export.registry import GraphSpec
 from samrt_export.source import load_weights
 
-ATTENTIONS = {"image_encoder": 12, "prompt_encoder": 0, "mask_decoder": 7}
+ATTENTIONS = {
+    "image_encoder": 12,
+    "prompt_encoder": 0,
+    "mask_decoder": 7,
+    "memory_attention": 8,
+    "memory_encoder": 0,
+    "mask_downsampler": 0,
+}
 
 
 @cache

@@ -21,7 +21,16 @@ from samrt_engines.tensorrt.cuda import Device
 
 SM86 = BuildOptions(flavour="rtx", sm="86")
 SM89 = replace(SM86, sm="89")
-GRAPHS = ("image_encoder", "prompt_encoder", "mask_decoder")
+ATTENTIONS = {
+    "image_encoder": (9, 0),
+    "prompt_encoder": (0, 0),
+    "mask_decoder": (7, 7),
+    "memory_attention": (4, 4),  # 256 queries of a single picture: too few for its kernels, not so at full size
+    "memory_encoder": (0, 0),
+    "mask_downsampler": (0, 0),
+}
+"""Of nano's graphs in fp16: attentions, and those that may be split."""
+GRAPHS = tuple(ATTENTIONS)
 PROFILES = {"n": (1, 1, 4)}
 
 pytestmark = pytest.mark.usefixtures("rtx")
@@ -57,15 +66,14 @@ def test_nano_builds_for_two_gpus(nano_bundle: Path, graph: str, tmp_path: Path)
         assert len(plan.data) > 0.5 * model.stat().st_size
         assert plan.facts is not None
         assert plan.facts.build_seconds > 0
-        assert plan.facts.layers > 50
-        assert plan.facts.attentions == plan.facts.decomposable
-        assert (plan.facts.attentions > 0) == (graph != "prompt_encoder")
+        assert plan.facts.layers > (10 if graph == "mask_downsampler" else 50)
+        assert plan.facts.attentions == plan.facts.decomposable == ATTENTIONS[graph][0]
         cache.save(graph, plan)
         assert cache.load(graph, plan.key).data == plan.data
     assert plans[0].data != plans[1].data
     assert plans[0].key.digest != plans[1].key.digest
     assert len(cache.entries()) == 2
-    if graph != "image_encoder":
+    if "points" in profiles:
         assert profiles["points"][0] == 0
 
 
@@ -80,8 +88,7 @@ def test_nano_builds_in_fp16(nano_fp16_bundle: Path, graph: str, options: BuildO
     model = nano_fp16_bundle / form["file"]
     plan = build_plan(model, profiles=profiles, precision="fp16", options=options, name=graph)
     assert plan.facts is not None
-    expected = {"image_encoder": (9, 0), "prompt_encoder": (0, 0), "mask_decoder": (7, 7)}
-    assert (plan.facts.attentions, plan.facts.decomposable) == expected[graph]
+    assert (plan.facts.attentions, plan.facts.decomposable) == ATTENTIONS[graph]
     assert plan.key.digest != replace(plan.key, precision="fp32").digest
     if graph == "mask_decoder":
         whole = replace(options, decomposable_attention=False)
