@@ -118,6 +118,7 @@ def measure(backend: Backend, bundle: Path, row: dict[str, Any], options: argpar
             device="cuda",
             runs=options.runs,
             seconds_per_task=options.seconds,
+            video="video" in open_bundle(bundle).manifest.abilities,
         ).to_json()
 
 

@@ -82,6 +82,9 @@ def verify(
     masks: Annotated[
         int, typer.Option(min=0, max=500, help="nano: also compare narrow masks with fp32's on N held-out pictures.")
     ] = 0,
+    clips: Annotated[
+        int, typer.Option(min=0, max=50, help="nano: the same through N held-out clips of 300 frames.")
+    ] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML report.")] = None,
 ) -> None:
@@ -111,10 +114,16 @@ def verify(
         for one in report.masks:
             found = f"mean {one.mean:.5f}, smallest {one.smallest:.4f} over {one.prompts} prompts"
             console.print(f"{one.precision} masks against fp32: IoU {found}: {'ok' if one.ok else 'MISS'}")
+        for track in report.tracks:
+            found = f"mean {track.mean:.5f}, smallest of a frame {track.smallest_frame:.4f} over {track.clips} clips"
+            drift = f"{track.slope:+.1e} per 100 frames, standard error {track.slope_error:.0e}"
+            console.print(
+                f"{track.precision} tracks against fp32: IoU {found}, {drift}: {'ok' if track.ok else 'MISS'}"
+            )
         console.print(f"{report.model}: {'verified' if report.ok else 'NOT the model it was made from'}")
 
     with progress_bar("verify") as progress:
-        report = verify_bundle(bundle, checkpoint=checkpoint, masks=masks, progress=progress)
+        report = verify_bundle(bundle, checkpoint=checkpoint, masks=masks, clips=clips, progress=progress)
     if junit is not None:
         cases = []
         for row in report.rows:

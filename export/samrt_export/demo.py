@@ -1,4 +1,4 @@
-"""``samrt demo``: the whole way on the shipped model: export, verify, segment pictures, leave PNGs and a report."""
+"""``samrt demo``: the whole way on the shipped model: export, verify, segment pictures, track a clip; PNGs and a report."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 import samrt
 from samrt.commands.output import json_text, write_whole
+from samrt_export.demo_video import SHEET as TRACK_SHEET
+from samrt_export.demo_video import TrackedClip, track_clip
 from samrt_export.export import ExportReport, export_model
 from samrt_export.nano.clicks import box_around, corrective_click, innermost_point
 from samrt_export.nano.evaluate import iou
@@ -49,18 +51,27 @@ class DemoReport:
     verify: VerifyReport
     encode_ms: float
     shots: tuple[Shot, ...]
+    clip: TrackedClip
     seconds: float
 
     def summary(self) -> str:
         """A few lines for the terminal."""
-        worst = max(row.relative_l2 for row in self.verify.rows)
+        worst, clip = max(row.relative_l2 for row in self.verify.rows), self.clip
         lines = [
             f"exported and verified {MODEL}: largest relative error against PyTorch {worst:.1e}",
             f"segmented {len(self.shots)} pictures without PyTorch; encoding took {self.encode_ms:.0f} ms each",
             *(f"  {shot.caption.splitlines()[0]}: IoU {shot.iou:.3f}, {shot.decode_ms:.1f} ms" for shot in self.shots),
-            f"{self.seconds:.0f} s in all. Look at {self.out / SHEET}, then read {self.out / 'report.md'}",
+            f"tracked {clip.objects} objects over {clip.frames} frames from a click each: "
+            f"IoU {clip.region_similarity:.3f}, {clip.frame_ms:.0f} ms a frame",
+            f"{self.seconds:.0f} s in all. Look at {self.out / SHEET} and {self.out / TRACK_SHEET}, "
+            f"then read {self.out / 'report.md'}",
             f"Try: samrt segment {self.out / 'scene.png'} -b {self.out / 'bundle'} --point 256,256 -o mine.png",
         ]
+        if clip.videos:
+            x, y = clip.click
+            lines.append(
+                f"     samrt track {self.out / clip.videos[0]} -b {self.out / 'bundle'} --point {x:g},{y:g} -o mine.mp4"
+            )
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
@@ -74,10 +85,15 @@ class DemoReport:
             for row in self.verify.rows
             if row.sizes == self.verify.rows[0].sizes or row.sizes.get("prompts") == 1
         )
+        clip = self.clip
+        links = ", ".join(f"[{name}]({name})" for name in clip.videos) or "no video: PyAV is not installed"
         return (
             f"# samrt demo\n\n![what {MODEL} saw]({SHEET})\n\n"
             f"Export {self.export.seconds:.1f} s, encoding {self.encode_ms:.0f} ms a picture ({SIDE} x {SIDE}).\n\n"
             f"| prompt | IoU with the truth | answer, ms | picture |\n|---|---|---|---|\n{rows}\n\n"
+            f"## A clip\n\n![{clip.objects} objects, a click each on the first frame]({TRACK_SHEET})\n\n"
+            f"{clip.objects} objects over {clip.frames} frames from one click each on the first: mean IoU with the truth "
+            f"{clip.region_similarity:.3f}, {clip.frame_ms:.0f} ms a frame. {links}.\n\n"
             f"## Graphs against PyTorch\n\n| graph | form | output | relative error |\n|---|---|---|---|\n{parity}\n"
         )
 
@@ -88,12 +104,13 @@ class DemoReport:
             "export_s": self.export.seconds,
             "encode_ms": self.encode_ms,
             "verify": self.verify.to_json(),
+            "clip": {key: value for key, value in asdict(self.clip).items() if key != "pictures"},
             "shots": [{key: value for key, value in asdict(shot).items() if key != "picture"} for shot in self.shots],
         }
 
 
 def run_demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> DemoReport:
-    """Export nano to ``out/bundle``, verify it, segment pictures by every kind of prompt, write PNGs and reports to ``out``.
+    """Export nano to ``out/bundle``, verify it, segment pictures by every kind of prompt, track a clip; PNGs, videos, reports.
 
     seed: moves on to other pictures. Raises any SamrtError of the steps.
     """
@@ -106,7 +123,9 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> DemoRe
     with samrt.load(out / "bundle") as model:
         encode_ms = _milliseconds(lambda: model.encode(frames[0].image))
         shots = tuple(_shots(model, frames))
-    report = DemoReport(out, exported, verified, encode_ms, shots, time.perf_counter() - started)
+        progress("tracking", 0, 1)
+        clip = track_clip(model, out, side=SIDE)
+    report = DemoReport(out, exported, verified, encode_ms, shots, clip, time.perf_counter() - started)
     _write(report, frames[0])
     return report
 
@@ -223,6 +242,8 @@ def _write(report: DemoReport, first: Frame) -> None:
         cell_px=380,
     )
     _save_png(report.out / SHEET, sheet)
+    clip = samrt.grid(list(report.clip.pictures), SHEET_COLUMNS, list(report.clip.captions), cell_px=380)
+    _save_png(report.out / TRACK_SHEET, clip)
     write_whole(report.out / "report.md", report.to_markdown().encode())
     write_whole(report.out / "report.json", json_text(report.to_json()).encode())
 

@@ -62,6 +62,11 @@ def demo_folder(nano_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "demo-out").mkdir()
     PIL.Image.fromarray(scene.image).save(tmp_path / "demo-out" / "scene.png")
     (tmp_path / "demo-out" / "bundle").symlink_to(nano_bundle)
+    with samrt.load(nano_bundle) as model, samrt.media.open_results(tmp_path / "demo-out" / "clip.mp4", fps=12) as clip:
+        nobody = samrt.VideoTracker(model)
+        for index in range(12):
+            image = scene_from_seed(HELD_OUT_SEED).render(time=0.1 * index, size=512).image
+            clip.write(samrt.media.TimedFrame(image, index, index / 12), nobody.step(image))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -76,7 +81,9 @@ def test_the_code_runs(demo_folder: Path, capsys: pytest.CaptureFixture[str]) ->
     result = names["result"]
     assert isinstance(result, samrt.Result)
     assert result.masks.shape == (1, 1, 512, 512)
-    assert "(1, 1, 512, 512)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "(1, 1, 512, 512)" in printed
+    assert printed.count("(1,) (1, 512, 512)") == 10  # frames of the clip
     assert isinstance(names["masks"], np.ndarray)
     assert names["masks"].shape == (1, 512, 512)
 
@@ -84,7 +91,14 @@ def test_the_code_runs(demo_folder: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_commands_are_found() -> None:
     """A search that finds nothing would let everything pass."""
     assert len(commands()) >= 6
-    assert {shlex.split(command)[1] for command in commands()} >= {"export", "verify", "segment", "bench", "info"}
+    assert {shlex.split(command)[1] for command in commands()} >= {
+        "export",
+        "verify",
+        "segment",
+        "track",
+        "bench",
+        "info",
+    }
 
 
 @pytest.mark.parametrize("command", commands())
