@@ -35,7 +35,8 @@ from samrt_export.registry import find
 from samrt_export.source import load_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "export"))
-from oracle import hf_video_model, preprocess  # type: ignore[import-not-found]  # the tests' oracle
+from oracle import preprocess  # type: ignore[import-not-found]  # the tests' oracle
+from video_oracle import hf_video_model  # type: ignore[import-not-found]
 
 Picture = NDArray[np.uint8]
 WARM_FRAMES = 8  # until the bank is full

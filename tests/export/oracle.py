@@ -74,32 +74,6 @@ def hf_image_model(module: Sam2, model: str) -> Sam2Model:
     return oracle
 
 
-def hf_video_model(module: Sam2, model: str) -> Sam2VideoModel:
-    """transformers' video model with the weights of ours, every key matched."""
-    config, image = CONFIGS[model], hf_config(model)
-    dim = config.d_model
-    video = Sam2VideoConfig(
-        vision_config=image.vision_config.to_dict(),
-        prompt_encoder_config=image.prompt_encoder_config.to_dict(),
-        mask_decoder_config=image.mask_decoder_config.to_dict(),
-        image_size=config.image_size,
-        enable_temporal_pos_encoding_for_object_pointers=config.pointer_positions,
-        enable_occlusion_spatial_embedding=config.pointer_positions,
-        memory_attention_hidden_size=dim,
-        memory_attention_num_layers=config.memory_layers,
-        memory_attention_feed_forward_hidden_size=config.mlp_dim,
-        memory_attention_rope_feat_sizes=[config.embed_size] * 2,
-        memory_encoder_hidden_size=dim,
-        memory_encoder_output_channels=config.memory_dim,
-        mask_downsampler_embed_dim=dim,
-        memory_fuser_embed_dim=dim,
-        memory_fuser_intermediate_dim=4 * dim,
-    )
-    oracle = Sam2VideoModel(video).eval()
-    oracle.load_state_dict(hf_state(oracle.state_dict(), module.state_dict()), strict=True)
-    return oracle
-
-
 def hf_video_state(official: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A whole sam2.1-hiera-tiny state as the hub's files have it (``Sam2VideoModel``)."""
     with torch.device("meta"):

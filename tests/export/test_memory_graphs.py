@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import hf_video_model
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
+from video_oracle import hf_video_model
 
 from samrt_engines.executor import Executor, open_executor
 from samrt_export.blocks.hiera import Hiera, HieraConfig
