@@ -26,7 +26,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
 
 
-def test_models_lists_all_nine() -> None:
+def test_models_lists_all_of_them() -> None:
     rows = json.loads(run("models", "--json").stdout)
     assert [row["model"] for row in rows] == [
         *(
@@ -35,6 +35,7 @@ def test_models_lists_all_nine() -> None:
             for size in ("tiny", "small", "base-plus", "large")
         ),
         "nano",
+        "edgetam",
     ]
     assert "facebook/sam2.1-hiera-large" in run("models").stdout
 
@@ -45,7 +46,7 @@ def test_verify_passes_on_a_sound_bundle_and_reports(nano_bundle: Path, tmp_path
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["ok"]
-    targeted = {"fp32 for onnxruntime-cpu", "fp32 for onnxruntime-cpu, openvino"}
+    targeted = {"fp32 for onnxruntime-cpu", "fp32 for openvino", "fp32 for onnxruntime-cpu, openvino"}
     assert {row["form"] for row in report["rows"]} == {"fp32", *targeted}
     suite = ElementTree.parse(junit).getroot()
     assert suite.attrib["tests"] == str(len(report["rows"]))
