@@ -1,9 +1,9 @@
 # Every target sets up what it needs in .venv; a machine with Python 3.11 is enough.
 #
-#   make demo     the whole way on the shipped model: export, verify, segment; pictures and a report in demo-out
+#   make demo     the whole way on the shipped model: export, verify, segment, track; pictures and a report in demo-out
 #   make test     the tests that need no GPU
 #   make check    linter, formatter, types, imports
-#   make bench    latency and memory of the shipped model, next to PyTorch; written to bench-out
+#   make bench    latency and memory of the shipped model, next to PyTorch, and how well it tracks; written to bench-out
 #   make clean    remove all of it
 #
 # PYTHON picks the interpreter; PIP_ARGS is handed to pip. Without an NVIDIA GPU, a smaller PyTorch comes with
@@ -36,7 +36,8 @@ check: venv
 bench: venv
 	rm -rf bench-out
 	$(BIN)/samrt export nano -o bench-out/nano
-	$(BIN)/samrt bench bench-out/nano --against pytorch -o bench-out/report.md
+	$(BIN)/samrt bench bench-out/nano --video --against pytorch -o bench-out
+	$(BIN)/python -m samrt_export.nano.evaluate_video bench-out/nano --out bench-out/video.json
 
 venv: $(READY)
 

@@ -3,7 +3,7 @@
     python benchmarks/rtx_builds.py --out benchmarks/results/rtx_builds.json
 
 Live random weights: what builds does not depend on their values. The precision of image encoders is written with nothing
-kept in fp32 but what has no narrow form, which is what the export chooses for SAM 2.1 tiny; prompt encoder and mask decoder
+kept in fp32 but what has no narrow form, which is what the export chooses for SAM 2.1 tiny, and so is memory attention; the others
 get the islands that the export chooses. Profiles are the manifest's, dynamic.
 """
 
@@ -88,7 +88,7 @@ def typed_form(fp32: onnx.ModelProto, spec: GraphSpec, precision: str) -> onnx.M
     """See the top of this file."""
     if precision == "fp32":
         return fp32
-    if spec.name == "image_encoder":
+    if spec.name in ("image_encoder", "memory_attention"):
         return typed_graph(fp32, precision, {})
     return choose_islands(fp32, spec, precision, reference_runs(spec)).typed
 

@@ -74,7 +74,14 @@ def test_the_same_weights_give_the_same_bytes(prompt_encoder: GraphSpec, nano_bu
 
 
 def test_every_output_of_every_form_is_within_tolerance_and_alive(nano_export: ExportReport) -> None:
-    assert {row.graph for row in nano_export.parity} == {"image_encoder", "prompt_encoder", "mask_decoder"}
+    assert {row.graph for row in nano_export.parity} == {
+        "image_encoder",
+        "prompt_encoder",
+        "mask_decoder",
+        "memory_attention",
+        "memory_encoder",
+        "mask_downsampler",
+    }
     for row in nano_export.parity:
         assert row.relative_l2 <= 1e-5
         assert row.alive > 0.01  # ten times what the gate asks

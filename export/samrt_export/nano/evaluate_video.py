@@ -1,12 +1,17 @@
 """Measures tracking on held-out clips: J & F from a prompt on the first frame, which does not count.
 
+    python -m samrt_export.nano.evaluate_video BUNDLE --clips 50 --out scores.json
+
 Works on anything that can be prompted once and then takes frames: the bundle through ``samrt``, or the PyTorch module.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from samrt import Model
+from samrt import Model, load
 from samrt.video import VideoTracker
 from samrt_export.families.sam2 import Sam2
 from samrt_export.nano.clicks import box_around, innermost_point
@@ -201,3 +206,27 @@ class TorchTracker:
         empty = empty_prompts(len(masks), self.model.config.mask_size)
         labels = torch.tensor([codes] * len(masks), dtype=torch.int32)
         return empty._replace(coords=torch.tensor(points, dtype=torch.float32), labels=labels)
+
+
+def main() -> None:
+    """Print, and write, the scores of a nano bundle."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--clips", type=int, default=50)
+    parser.add_argument("--kinds", nargs="+", default=["click", "mask"], choices=("click", "box", "mask"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    scores = {}
+    with load(options.bundle) as model:
+        for kind in options.kinds:
+            found = evaluate_video(BundleTracker(model), kind, options.clips)
+            print(
+                f"{kind} on the first frame: J&F {found.j_and_f:.3f} over {found.clips} clips, {found.tracks} objects"
+            )
+            scores[kind] = found.to_json()
+    if options.out is not None:
+        options.out.write_text(json.dumps(scores, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
 What the image path uses stays as it is; memory attention, memory encoder and the pointers' layers learn. The frozen image
 features of a few hundred clips are kept in memory; one new clip replaces the oldest every few steps. Every clip, window and
-prompt follows from the step, so a run can be cut and resumed. About an hour on one CPU core.
+prompt follows from the step, so a run can be cut and resumed. Less than half an hour on one CPU core.
 
 The mask decoder knows what to do with a mask prompt: it adds the mask's embedding to the image's. So memory attention is
 first taught to write just that, the embedding of the true mask, into the image; the mask losses refine it.
