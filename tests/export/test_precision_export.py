@@ -29,6 +29,9 @@ GENERAL = {
     "image_encoder": "image_encoder.onnx",
     "prompt_encoder": "prompt_encoder.onnx",
     "mask_decoder": "mask_decoder.onnx",
+    "memory_attention": "memory_attention.onnx",
+    "memory_encoder": "memory_encoder.onnx",
+    "mask_downsampler": "mask_downsampler.onnx",
 }
 
 
@@ -98,7 +101,7 @@ def test_the_self_test_passes_what_was_exported(nano_bundle: Path, nano_fp16_bun
         models = {name: (bundle / graph.forms[-1].file.file).read_bytes() for name, graph in graphs.items()}
         rows = run_selftest(bundle, models)
         check_rows(rows, "graphs")
-        assert len(rows) == 6 + 2 + 4
+        assert len(rows) == 6 + 2 + 4 + 4 + 2 + 5
 
 
 def overflow(model: onnx.ModelProto) -> None:
@@ -153,7 +156,7 @@ def test_the_self_test_catches_a_fault(nano_bundle: Path, fault: Callable[[onnx.
         check_rows(rows, "graphs")
 
 
-@pytest.mark.parametrize("graph", ["image_encoder", "mask_decoder"])
+@pytest.mark.parametrize("graph", ["image_encoder", "mask_decoder", "memory_attention", "memory_encoder"])
 def test_the_self_test_catches_the_plan_of_another_model(nano_bundle: Path, graph: str) -> None:
     models = {name: (nano_bundle / file).read_bytes() for name, file in GENERAL.items()}
     rows = run_selftest(nano_bundle, models | {graph: random_case(graph).model.SerializeToString()})
@@ -165,11 +168,8 @@ def test_build_check_from_the_command_line(nano_fp16_bundle: Path) -> None:
     done = CliRunner().invoke(build_app(), ["build", str(nano_fp16_bundle), "--check", "--sm", "86", "--json"])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert [(graph["graph"], graph["precision"], graph["key"]["capability"]) for graph in document["graphs"]] == [
-        ("image_encoder", "fp16", "8.6"),
-        ("prompt_encoder", "fp16", "8.6"),
-        ("mask_decoder", "fp16", "8.6"),
-    ]
+    built = [(graph["graph"], graph["precision"], graph["key"]["capability"]) for graph in document["graphs"]]
+    assert built == [(name, "fp16", "8.6") for name in GENERAL]
     assert not (nano_fp16_bundle / "plans").exists()
 
 
