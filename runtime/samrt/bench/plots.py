@@ -32,6 +32,8 @@ TOLERANCES = (("fp32 bar 1e-5", 1e-5, ":"), ("fp16 bar 5e-3", 5e-3, "--"))
 WIDTH_IN = 10.0
 GRID: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.8}
 
+_COUNTED = {"image_encoder": "pictures", "memory_attention": "objects", "memory_encoder": "objects"}
+
 
 def figures(report: Report) -> dict[str, Figure]:
     """Every plot the report has data for, by title. Raises MissingExtraError."""
@@ -73,7 +75,7 @@ def latency(report: Report) -> Figure:
 
 
 def throughput(report: Report) -> Figure | None:
-    """Pictures or prompts a second by batch size, for each graph measured at more than one."""
+    """Pictures, prompts or objects a second by batch size, for each graph measured at more than one."""
     rows = [row for row in report.rows if row.kind == "graph"]
     graphs = [
         name for name in dict.fromkeys(row.task for row in rows) if len({r.batch for r in rows if r.task == name}) > 1
@@ -91,7 +93,7 @@ def throughput(report: Report) -> Figure | None:
         ax.set_xticks(batches, [str(batch) for batch in batches])
         ax.minorticks_off()
         ax.set_ylim(bottom=0)
-        what = "pictures" if name == "image_encoder" else "prompts"
+        what = _COUNTED.get(name, "prompts")
         ax.set(title=name, xlabel=f"{what} at once", ylabel=f"{what} per second")
         ax.grid(axis="y", **GRID)
     _legend(figure, report)

@@ -13,7 +13,7 @@ from samrt.bench.process import Process
 class Row:
     """One contender at one task and batch. Times in milliseconds; what was not measured is None.
 
-    quartiles_ms: the middle half of the runs. per_second: pictures or prompts at the median. gflop: the work of one run,
+    quartiles_ms: the middle half of the runs. per_second: pictures, prompts or objects at the median. gflop: the work of one run,
     1e9 operations. share_of_peak: work over time, as a part of the machine's probed peak. ratio, ratio_quartiles: how many
     times samrt's time, paired round by round. relative_l2: largest relative error of samrt's outputs against this contender's.
     mask_iou: smallest IoU between samrt's masks and this contender's.

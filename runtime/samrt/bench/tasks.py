@@ -25,7 +25,7 @@ ENCODE = "encode"
 
 @dataclass(frozen=True)
 class GraphTask:
-    """One graph on given feeds. batch: pictures of the image encoder, prompts of the others."""
+    """One graph on given feeds. batch: pictures of the image encoder, objects of the memory graphs, prompts of the others."""
 
     graph: str
     batch: int

@@ -44,7 +44,7 @@ class FrameTask:
         known = dict(run_graph(IMAGE_ENCODER, self.image))
         embed = known["image_embed"]
         conditioned = run_graph(MEMORY_ATTENTION, {"image_embed": embed, **self.bank})
-        known |= {taken: conditioned[name] for name, taken in CONDITIONED.items()}
+        known |= {CONDITIONED[name]: value for name, value in conditioned.items()}
         known |= run_graph(PROMPT_ENCODER, self.prompt)
         decoded = run_graph(MASK_DECODER, {name: known[name] for name in self.decoder_inputs})
         memory = run_graph(MEMORY_ENCODER, memory_feeds(embed, decoded))
