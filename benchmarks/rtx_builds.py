@@ -3,8 +3,8 @@
     python benchmarks/rtx_builds.py --out benchmarks/results/rtx_builds.json
 
 Live random weights: what builds does not depend on their values. The precision of image encoders is written with nothing
-kept in fp32 but what has no narrow form, which is what the export chooses for SAM 2.1 tiny, and so is memory attention; the others
-get the islands that the export chooses. Profiles are the manifest's, dynamic.
+kept in fp32 but what has no narrow form, which is what the export chooses for SAM 2.1 tiny, and so is that of memory
+attention; the others get the islands that the export chooses. Profiles are the manifest's, dynamic.
 """
 
 from __future__ import annotations
