@@ -104,7 +104,7 @@ def test_an_unknown_version_names_both(manifest: dict[str, Any], version: int, f
         parse_manifest(change(manifest, "version", version))
 
 
-@pytest.mark.parametrize("path", ["source.builder", "numbers.video", "graphs.image_encoder.forms.0.notes", "note"])
+@pytest.mark.parametrize("path", ["source.builder", "numbers.sound", "graphs.image_encoder.forms.0.notes", "note"])
 def test_information_of_later_writers_is_let_through(manifest: dict[str, Any], path: str) -> None:
     parse_manifest(change(manifest, path, {"any": ["thing"]}))
 
