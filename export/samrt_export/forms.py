@@ -11,7 +11,7 @@ from samrt_export.flops import count_flops
 from samrt_export.onnx_graph import OPSET, onnx_from_spec
 from samrt_export.parity import ParityRow, ReferenceRun, measure_parity, refuse_misses, summary
 from samrt_export.precision.narrow import checked_narrow, narrow_form
-from samrt_export.registry import Form, GraphSpec
+from samrt_export.registry import Feeds, Form, GraphSpec
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def make_form(
     content = model.SerializeToString(deterministic=True)
     progress(f"{name}: parity")
     rows = checked_parity(spec, content, "fp32", form.targets, runs)
-    flops = count_flops(content, runs[0].feeds[0])
+    flops = count_flops(content, _usual_feeds(spec, runs[0]))
     if precision == "fp32":
         return StoredForm(spec.name, form.targets, precision, content, rows, flops)
     progress(f"{name}: {precision}")
@@ -72,6 +72,12 @@ def make_form(
     progress(f"{name}: {precision} parity")
     rows = checked_narrow(spec, content, precision, runs, targets=form.targets, fp32=model)
     return StoredForm(spec.name, form.targets, precision, content, rows, flops, narrow.kept_fp32)
+
+
+def _usual_feeds(spec: GraphSpec, run: ReferenceRun) -> Feeds:
+    """Feeds of the profiles' opt sizes, which may be larger than those that parity is measured at."""
+    sizes = {symbol: usual for symbol, (_, usual, _) in spec.profiles.items()}
+    return run.feeds[0] if run.sizes == sizes else spec.sample(sizes, 0)
 
 
 def checked_parity(

@@ -65,7 +65,8 @@ def _memory_attention(module: Sam2, sample_maps: SampleMaps) -> GraphSpec:
         inputs,
         outputs,
         profiles={"objects": (1, 1, 64), "slots": (1, NUM_MASKMEM, 16), "pointers": (1, 16, 32)},
-        checks=({"objects": 1, "slots": NUM_MASKMEM, "pointers": 16}, {"objects": 2, "slots": 3, "pointers": 5}),
+        # Few slots: at full size, seven take an emulated fp16 graph through gigabytes of scores for each of its layers.
+        checks=({"objects": 1, "slots": 2, "pointers": 3}, {"objects": 2, "slots": 2, "pointers": 5}),
         sample=sample,
         forms=(
             Form(MemoryAttentionForm(module, lean=True, ort_cpu=True).eval(), ("onnxruntime-cpu",)),
