@@ -7,19 +7,19 @@
     result = model.decode(features, samrt.Prompts(points=[[500, 375]], labels=[1])).best()
     result.masks  # bool (P, C, H, W), original pixels
 
-Importing it loads numpy and nothing heavier; engines and Pillow are imported where they are used.
+Importing it loads numpy and nothing heavier; engines and Pillow are imported where they are used, video at its first use.
 """
 
-from samrt import media
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from samrt.draw import grid, overlay
 from samrt.features import Features
 from samrt.images import as_rgb_uint8, read_image
-from samrt.media import track_video
 from samrt.model import Model, load
 from samrt.predictor import ImagePredictor
 from samrt.prompts import Prompts
 from samrt.result import Result
-from samrt.video import VideoPredictor, VideoTracker
 from samrt_engines.errors import (
     BackendError,
     BundleError,
@@ -39,6 +39,11 @@ from samrt_engines.errors import (
     TensorError,
     UnsafePathError,
 )
+
+if TYPE_CHECKING:
+    from samrt import media, video
+    from samrt.media import track_video
+    from samrt.video import VideoPredictor, VideoTracker
 
 __version__ = "0.1.0"
 
@@ -75,4 +80,20 @@ __all__ = [
     "overlay",
     "read_image",
     "track_video",
+    "video",
 ]
+
+_VIDEO = {"VideoPredictor": "samrt.video", "VideoTracker": "samrt.video", "track_video": "samrt.media"}
+
+
+def __getattr__(name: str) -> Any:
+    """Video is half of what there is to import, and most processes never track: it is loaded when first named."""
+    if name in {"media", "video"}:
+        return import_module(f"samrt.{name}")
+    if home := _VIDEO.get(name):
+        return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
