@@ -43,7 +43,9 @@ def load_checkpoint(module: nn.Module, path: Path, family: Family, model: str) -
     Raises CheckpointError when the file cannot be read safely, or when any parameter is missing, left over, of another
     shape, or not finite. Nothing is loaded then.
     """
-    state = read_state(path)
+    state = (family.read_state or read_state)(path)
+    if family.fit is not None:
+        family.fit(module, state)
     layout, official = _official_state(state, module, family)
     problems = _differences(module.state_dict(), official)
     if problems:
@@ -165,7 +167,11 @@ def _resemblance(state: Mapping[str, Tensor], model: str) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """SHA-256 of a file, read in pieces; of a folder, the digest of its files' names and digests."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from samrt.bench.tasks import WholeTask
 from samrt.bundle import open_bundle
 from samrt.graphs import IMAGE_ENCODER, MASK_DECODER, MASKS, PROMPT_ENCODER, SCORES, absent_mask_hw
-from samrt.manifest import ImageNumbers, Manifest
+from samrt.manifest import Manifest
 from samrt.masks import choose_candidates
+from samrt.numbers import ImageNumbers
 from samrt.prompts import Prompts, to_tensors
 from samrt.transforms import Frame
 from samrt_engines.errors import BackendError

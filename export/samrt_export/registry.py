@@ -74,6 +74,10 @@ class Family:
     """(name, note that travels with derivatives)."""
     hub_id: Callable[[str], str | None]
     shipped_checkpoint: Callable[[str], Path | None]
+    read_state: Callable[[Path], dict[str, Tensor]] | None = None
+    """Reads the weights of one path where that is more than one checkpoint file, a folder of them. None: a file."""
+    fit: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
+    """Gives a built module the shape of a file where files differ, before the strict load: shared weights made separate."""
 
 
 @cache

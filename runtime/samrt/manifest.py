@@ -5,15 +5,15 @@ it has to. Keys it does not know are let through where a later writer may add in
 numbers) and refused where an unread key would change what the file means (tensors, profiles, files).
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
+from samrt.numbers import Numbers, ReconstructionNumbers, parse_numbers, parse_reconstruction
 from samrt.schema import Cursor, parse_json
-from samrt_engines.errors import ManifestError, UnsafePathError
+from samrt_engines.errors import BundleError, ManifestError, UnsafePathError
 from samrt_engines.tensors import DTYPES, TensorSpec
 
 FORMAT = "samrt-bundle"
@@ -21,7 +21,6 @@ VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
-_LABELS = ("negative", "positive", "box_top_left", "box_bottom_right", "padding")
 _MAX_BYTES = 1 << 44
 _MAX_SIZE = 1 << 31
 
@@ -98,78 +97,6 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageNumbers:
-    """How a picture becomes the image encoder's input. mean and std are on the 0..1 scale, applied inside the graph."""
-
-    size_hw: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resize: Literal["stretch", "longest_side"]
-    antialias: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PromptNumbers:
-    """What the prompt encoder understands: the label of each kind of point, the padding rule, the limits."""
-
-    negative: int
-    positive: int
-    box_top_left: int
-    box_bottom_right: int
-    padding: int
-    padding_point: Literal["always", "without_box"]
-    max_points: int  # in one prompt, the two corners of a box counted, the padding point not
-    mask_size_hw: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Stability:
-    """When a single mask gives way to the best of several: see `samrt.masks.choose_candidates`."""
-
-    delta: float
-    threshold: float
-
-
-@dataclass(frozen=True, slots=True)
-class MaskNumbers:
-    """What the mask decoder returns: which candidates answer a single and a multimask request, and their threshold."""
-
-    threshold: float
-    logits_clamp: float
-    size_hw: tuple[int, int]
-    single: tuple[int, ...]
-    multi: tuple[int, ...]
-    stability: Stability | None
-
-
-@dataclass(frozen=True, slots=True)
-class VideoNumbers:
-    """How a model's memory of a video is kept: what `samrt.video` follows."""
-
-    max_conditioning_frames: int | None  # that one frame attends to; None: all
-    recent_frames: int  # not prompted ones, the nearest
-    temporal_stride: int  # between recent frames
-    conditioning_time: int  # memory_time of conditioning frames; recent ones count from 0, the frame before
-    max_object_pointers: int
-    past_pointers_only: bool  # of conditioning frames: none from the future
-    signed_pointer_distance: bool  # else its absolute value
-    multimask_points: tuple[int, int]  # least and most points of a prompt that get the best of several masks
-    empty_prompt_points: int  # padding points that stand for "no prompt on this frame", the usual one apart
-    absent_logit: float  # of masks where the object score says that there is none
-    fill_hole_area: int  # largest holes that are filled in what is shown, in low-res pixels
-
-
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """The constants of a model."""
-
-    image: ImageNumbers
-    prompts: PromptNumbers
-    masks: MaskNumbers
-    video: VideoNumbers | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class PlanRecord:
     """An engine that ``samrt build`` made of a graph on this or another machine. A plan is code: no record, no loading."""
 
@@ -186,11 +113,26 @@ class Manifest:
     version: int
     source: Source
     graphs: Mapping[str, Graph]
-    numbers: Numbers
+    prompted: Numbers | None
+    """Of a model that is prompted on pictures."""
     abilities: tuple[str, ...]
     selftest: FileRecord | None = None
     """See `samrt.selftest`."""
     plans: tuple[PlanRecord, ...] = ()
+    reconstruction: ReconstructionNumbers | None = None
+    """Of a model that makes 3D of a picture and a mask."""
+
+    @property
+    def numbers(self) -> Numbers:
+        """Of a model that is prompted on pictures. Raises BundleError for any other."""
+        if self.prompted is None:
+            raise BundleError(
+                f"{self.source.model} takes no prompts on pictures",
+                got=f"a bundle whose abilities are {', '.join(self.abilities)}",
+                expected="a bundle of a segmentation model",
+                fix="samrt.Reconstructor(bundle), or on the command line: samrt reconstruct IMAGE MASK -b BUNDLE",
+            )
+        return self.prompted
 
 
 def read_manifest(text: bytes) -> Manifest:
@@ -219,15 +161,18 @@ def parse_manifest(document: Any) -> Manifest:
     graphs = {name: _graph(cursor) for name, cursor in root.key("graphs").children().items()}
     if not graphs:
         root.key("graphs").fail("at least one graph")
+    numbers = root.key("numbers")
+    reconstruction = parse_reconstruction(numbers.key("reconstruction")) if numbers.has("reconstruction") else None
     abilities = tuple(cursor.text(r"[\w-]{1,50}") for cursor in root.key("abilities").items())
     return Manifest(
         version,
         _source(root.key("source")),
         graphs,
-        _numbers(root.key("numbers")),
+        None if reconstruction and not numbers.has("image") else parse_numbers(numbers),
         abilities,
         _file(root.key("selftest")) if root.has("selftest") else None,
         tuple(_plan(item, graphs) for item in root.key("plans").items(0, 4096)) if root.has("plans") else (),
+        reconstruction,
     )
 
 
@@ -333,80 +278,3 @@ def check_inner_path(path: str, place: str) -> None:
             expected="a path inside the bundle folder, relative, with no '..'",
             fix="do not use this bundle; a bundle that samrt wrote never holds such a path",
         )
-
-
-def _numbers(cursor: Cursor) -> Numbers:
-    video = _video(cursor.key("video")) if cursor.has("video") else None
-    return Numbers(_image(cursor.key("image")), _prompts(cursor.key("prompts")), _masks(cursor.key("masks")), video)
-
-
-def _image(cursor: Cursor) -> ImageNumbers:
-    low, high = (item.number() for item in cursor.key("value_range").items(2, 2))
-    if (low, high) != (0.0, 255.0):
-        cursor.key("value_range").fail("[0, 255]")
-    resize: Literal["stretch", "longest_side"] = "stretch"
-    if cursor.key("resize").text(choices=("stretch", "longest_side")) == "longest_side":
-        resize = "longest_side"
-    size_hw = _size_hw(cursor.key("size_hw"), 16384)
-    if resize == "longest_side" and size_hw[0] != size_hw[1]:
-        cursor.key("size_hw").fail("a square, which resize longest_side pads to")
-    red, green, blue = (item.number(0.0, 1.0) for item in cursor.key("mean").items(3, 3))
-    std_red, std_green, std_blue = (item.number(1e-6, 10.0) for item in cursor.key("std").items(3, 3))
-    mean, std = (red, green, blue), (std_red, std_green, std_blue)
-    return ImageNumbers(size_hw, mean, std, resize, cursor.key("antialias").flag())
-
-
-def _prompts(cursor: Cursor) -> PromptNumbers:
-    labels = cursor.key("labels")
-    labels.keys(_LABELS)
-    padding_point: Literal["always", "without_box"] = "always"
-    if cursor.key("padding_point").text(choices=("always", "without_box")) == "without_box":
-        padding_point = "without_box"
-    return PromptNumbers(
-        **{name: labels.key(name).integer(-1000, 1000) for name in _LABELS},
-        padding_point=padding_point,
-        max_points=cursor.key("max_points").integer(1, 1 << 20),
-        mask_size_hw=_size_hw(cursor.key("mask_size_hw"), 16384),
-    )
-
-
-def _masks(cursor: Cursor) -> MaskNumbers:
-    rule = cursor.key("stability")
-    stability = None
-    if not rule.is_null():
-        stability = Stability(rule.key("delta").number(0.0), rule.key("threshold").number(0.0, 1.0))
-    return MaskNumbers(
-        threshold=cursor.key("threshold").number(),
-        logits_clamp=cursor.key("logits_clamp").number(0.0, math.inf),
-        size_hw=_size_hw(cursor.key("size_hw"), 16384),
-        single=_candidates(cursor.key("single")),
-        multi=_candidates(cursor.key("multi")),
-        stability=stability,
-    )
-
-
-def _video(cursor: Cursor) -> VideoNumbers:
-    most = cursor.key("max_conditioning_frames")
-    fewest, highest = (item.integer(0, 1 << 20) for item in cursor.key("multimask_points").items(2, 2))
-    return VideoNumbers(
-        max_conditioning_frames=None if most.is_null() else most.integer(1, 1 << 20),
-        recent_frames=cursor.key("recent_frames").integer(0, 1000),
-        temporal_stride=cursor.key("temporal_stride").integer(1, 1000),
-        conditioning_time=cursor.key("conditioning_time").integer(0, 1000),
-        max_object_pointers=cursor.key("max_object_pointers").integer(1, 1000),
-        past_pointers_only=cursor.key("past_pointers_only").flag(),
-        signed_pointer_distance=cursor.key("signed_pointer_distance").flag(),
-        multimask_points=(fewest, highest),
-        empty_prompt_points=cursor.key("empty_prompt_points").integer(0, 1000),
-        absent_logit=cursor.key("absent_logit").number(most=0.0),
-        fill_hole_area=cursor.key("fill_hole_area").integer(0, 1 << 20),
-    )
-
-
-def _candidates(cursor: Cursor) -> tuple[int, ...]:
-    return tuple(item.integer(0, 1000) for item in cursor.items(1, 1000))
-
-
-def _size_hw(cursor: Cursor, most: int) -> tuple[int, int]:
-    height, width = (item.integer(1, most) for item in cursor.items(2, 2))
-    return height, width

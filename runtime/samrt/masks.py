@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from samrt.bilinear import resize_planes, threshold_planes
 from samrt.components import small_components
-from samrt.manifest import MaskNumbers
+from samrt.numbers import MaskNumbers
 from samrt.transforms import Frame
 
 Float32Array = NDArray[np.float32]

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from samrt.manifest import PromptNumbers
+from samrt.numbers import PromptNumbers
 from samrt.transforms import Frame
 from samrt_engines.errors import PromptError
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samrt.bilinear import resize_planes
-from samrt.manifest import ImageNumbers
+from samrt.numbers import ImageNumbers
 from samrt_engines.errors import ImageError
 
 _LARGE = 3 * 512 * 512  # values from which on threads pay

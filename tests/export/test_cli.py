@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 
 from samrt import BackendError, BundleError, CheckpointError, ExportError
 from samrt.cli import build_app
-from samrt.manifest import ImageNumbers
 from samrt.masks import upscale_logits
+from samrt.numbers import ImageNumbers
 from samrt.transforms import Frame, image_to_input
 from samrt_export import reference
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from samrt import ManifestError
-from samrt.manifest import VideoNumbers, parse_manifest
+from samrt.manifest import parse_manifest
+from samrt.numbers import VideoNumbers
 
 VIDEO = {
     "max_conditioning_frames": None,

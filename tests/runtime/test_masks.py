@@ -9,7 +9,6 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from torch.nn import functional
 
-from samrt.manifest import ImageNumbers, MaskNumbers, Stability
 from samrt.masks import (
     binary_masks,
     choose_candidates,
@@ -19,6 +18,7 @@ from samrt.masks import (
     stability_scores,
     upscale_logits,
 )
+from samrt.numbers import ImageNumbers, MaskNumbers, Stability
 from samrt.transforms import Frame
 
 NUMBERS = MaskNumbers(0.0, 32.0, (8, 8), (0,), (1, 2, 3), Stability(0.05, 0.98))

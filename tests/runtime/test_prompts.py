@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samrt import PromptError, Prompts
-from samrt.manifest import ImageNumbers, PromptNumbers
+from samrt.numbers import ImageNumbers, PromptNumbers
 from samrt.prompts import to_tensors
 from samrt.transforms import Frame
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from samrt import ImageError
-from samrt.manifest import ImageNumbers
+from samrt.numbers import ImageNumbers
 from samrt.transforms import Frame, image_to_input
 
 STRETCH = ImageNumbers((64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch", True)

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from samrt.manifest import VideoNumbers
+from samrt.numbers import VideoNumbers
 from samrt.video.rules import Recall, is_pointer_needed, is_still_needed, recall
 from samrt.video.slots import LooseSlots, PackedSlots, Slots
 from samrt_engines.tensors import Array

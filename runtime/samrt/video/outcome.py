@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from samrt.bilinear import plan_axis
 from samrt.components import small_components
-from samrt.manifest import MaskNumbers
 from samrt.masks import binary_masks, choose_candidates, upscale_logits
+from samrt.numbers import MaskNumbers
 from samrt.transforms import Frame
 
 Float32Array = NDArray[np.float32]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from samrt.manifest import VideoNumbers
+from samrt.numbers import VideoNumbers
 
 
 @dataclass(frozen=True, slots=True)

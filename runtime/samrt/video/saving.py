@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from samrt.features import Features
-from samrt.manifest import VideoNumbers
+from samrt.numbers import VideoNumbers
 from samrt.video.bank import MemoryBank
 from samrt.video.outcome import Outcome
 from samrt.video.requests import Request

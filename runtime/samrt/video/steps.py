@@ -25,8 +25,8 @@ from samrt.graphs import (
     largest,
 )
 from samrt.images import Image
-from samrt.manifest import VideoNumbers
 from samrt.model import Model
+from samrt.numbers import VideoNumbers
 from samrt.prompts import Prompts, to_tensors
 from samrt.transforms import Frame
 from samrt.video.bank import MemoryBank

@@ -15,18 +15,8 @@ import numpy as np
 from samrt.features import Features
 from samrt.flow import Flow
 from samrt.images import as_rgb_uint8
-from samrt.manifest import (
-    Graph,
-    ImageNumbers,
-    Manifest,
-    MaskNumbers,
-    Numbers,
-    Profile,
-    PromptNumbers,
-    Source,
-    Stability,
-    VideoNumbers,
-)
+from samrt.manifest import Graph, Manifest, Profile, Source
+from samrt.numbers import ImageNumbers, MaskNumbers, Numbers, PromptNumbers, Stability, VideoNumbers
 from samrt.transforms import image_to_input
 from samrt_engines.errors import BackendError
 from samrt_engines.tensors import Array, TensorSpec, check_feeds

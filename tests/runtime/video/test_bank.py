@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samrt.manifest import VideoNumbers
+from samrt.numbers import VideoNumbers
 from samrt.video.bank import MemoryBank
 from samrt.video.rules import closest_conditioning, recall
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samrt.manifest import ImageNumbers, MaskNumbers, Stability
+from samrt.numbers import ImageNumbers, MaskNumbers, Stability
 from samrt.transforms import Frame
 from samrt.video.mask_prompts import fit_masks, mask_logits
 from samrt.video.outcome import choose_masks, fill_small_holes, video_logits, video_masks
