@@ -8,8 +8,8 @@ speaks both.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -113,21 +113,42 @@ def wait_for_stream(stream: int, index: int) -> None:
     driver = load_cuda_driver()
     if driver is None:
         raise DeviceError("there is no CUDA driver to wait for a stream with", fix="samrt doctor")
+    with in_primary_context(driver, index, "waiting for a CUDA stream") as call:
+        call("cuStreamSynchronize", ctypes.c_void_p(stream))
+
+
+class DriverCall(Protocol):
+    """A function of the CUDA driver, by its name. Raises DeviceError when it fails."""
+
+    def __call__(self, name: str, *arguments: Any, fixes: Mapping[int, str] | None = None) -> None:
+        """arguments: ctypes objects, since a plain int is passed as 32 bits; fixes: by CUDA's error code"""
+
+
+@contextmanager
+def in_primary_context(driver: Any, index: int, doing: str) -> Iterator[DriverCall]:
+    """Call the CUDA driver in the primary context of GPU `index`, the one that torch, CuPy and ONNX Runtime share.
+
+    This thread may have none yet, and has what it had before afterwards.
+
+    driver: libcuda, from `load_cuda_driver`; doing: what messages say has failed
+    """
+
+    def call(name: str, *arguments: Any, fixes: Mapping[int, str] | None = None) -> None:
+        code = getattr(driver, name)(*arguments)
+        if code:
+            raise DeviceError(f"{doing} failed in {name}", got=f"CUDA error {code}", fix=(fixes or {}).get(code))
+
     device, context, before = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
-    # The primary context is the one that torch, CuPy and ONNX Runtime share; this thread may have none yet.
-    with ExitStack() as undo:
-        _call(driver.cuDeviceGet, ctypes.byref(device), index)
-        _call(driver.cuDevicePrimaryCtxRetain, ctypes.byref(context), device)
-        undo.callback(driver.cuDevicePrimaryCtxRelease_v2, device)
-        _call(driver.cuCtxPushCurrent_v2, context)
-        undo.callback(driver.cuCtxPopCurrent_v2, ctypes.byref(before))
-        _call(driver.cuStreamSynchronize, ctypes.c_void_p(stream))
-
-
-def _call(function: Callable[..., int], *arguments: Any) -> None:
-    code = function(*arguments)
-    if code:
-        raise DeviceError(f"waiting for a CUDA stream failed in {function.__name__}", got=f"CUDA error {code}")
+    call("cuDeviceGet", ctypes.byref(device), index)
+    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    try:
+        call("cuCtxPushCurrent_v2", context)
+        try:
+            yield call
+        finally:  # failures to give back are not told: what failed before says more
+            driver.cuCtxPopCurrent_v2(ctypes.byref(before))
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
 
 
 def _host_memory(array: Array) -> Memory:

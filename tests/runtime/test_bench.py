@@ -30,7 +30,6 @@ from samrt.bench import (
     contenders,
     gpu,
     plots,
-    process,
     run,
 )
 from samrt.bench.contenders import Samrt, mask_iou, memory_by_use, worst_error
@@ -120,13 +119,6 @@ def test_peak_memory_is_the_childs_own(bundle_path: Path) -> None:
     assert found.rss_loaded_mib is not None
     assert found.rss_peak_mib is not None
     assert 10 < found.rss_base_mib < found.rss_loaded_mib <= found.rss_peak_mib < 380
-
-
-def test_peak_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    expected = process.peak_rss_mib()
-    monkeypatch.setattr(process, "STATUS", tmp_path / "none")
-    assert expected is not None
-    assert process.peak_rss_mib() == pytest.approx(expected, rel=0.5)  # ru_maxrss: of the parent, where that had more
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from samrt.bench.tasks import WholeTask, clicks, made_up_picture
 from samrt.bundle import Bundle, open_bundle
 from samrt.graphs import MASK_DECODER
 from samrt.opening import open_graph, open_plan_graphs
+from samrt.resident import peak_resident_mib, resident_mib
 from samrt_engines.errors import BackendError, SamrtError
 from samrt_engines.executor import Executor
 
-STATUS = Path("/proc/self/status")
 PROGRAM = """
 import sys, time
 start = time.perf_counter()
@@ -94,7 +94,7 @@ def measure_process(
 def answer(text: str, import_s: float) -> None:
     """The fresh process itself: does what a request asks, prints a `Process` as JSON."""
     request: dict[str, Any] = json.loads(text)
-    base = _status_mib("VmRSS")
+    base = resident_mib()
     uses_gpu = request["device"] != "cpu"
     context = process_vram_bytes() if uses_gpu and open_context() else None
     start = time.perf_counter()
@@ -110,29 +110,13 @@ def answer(text: str, import_s: float) -> None:
         first_s=seconds,
         rss_base_mib=base,
         rss_loaded_mib=rss_loaded,
-        rss_peak_mib=peak_rss_mib(),
+        rss_peak_mib=peak_resident_mib(),
         vram_context_mib=_mib(context) if on_gpu else None,
         vram_mib=_mib(process_vram_bytes()) if on_gpu else None,
         vram_allocated_mib=_mib(allocated) if on_gpu else None,
         vram_uses_mib={use: size / 2**20 for use, size in uses.items()} if on_gpu and uses is not None else None,
     )
     print(json.dumps(asdict(found)))
-
-
-def peak_rss_mib() -> float | None:
-    """The peak of this process's resident memory.
-
-    Linux tells it as VmHWM; its getrusage would give a child the peak of its parent. Elsewhere getrusage is right.
-    """
-    peak = _status_mib("VmHWM")
-    if peak is not None:
-        return peak
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 Measured = tuple[float, float | None, int | None, dict[str, int] | None, bool]
@@ -142,7 +126,7 @@ Measured = tuple[float, float | None, int | None, dict[str, int] | None, bool]
 def _whole(request: Mapping[str, Any]) -> Measured:
     """Load a contender, encode a picture and answer a click."""
     contender = _open(request)
-    loaded, rss_loaded = time.perf_counter(), _status_mib("VmRSS")
+    loaded, rss_loaded = time.perf_counter(), resident_mib()
     picture = made_up_picture((request["hw"][0], request["hw"][1]))
     contender.whole(WholeTask("click", clicks(picture, 1), best=True), picture)()
     uses = memory_by_use(contender.model.executors.values()) if isinstance(contender, Samrt) else None
@@ -170,7 +154,7 @@ def _one_graph(request: Mapping[str, Any]) -> Measured:
     name, bundle = request["graph"], open_bundle(request["bundle"])
     graph = bundle.manifest.graphs[name]
     executor = _open_one(bundle, name, request)
-    loaded, rss_loaded = time.perf_counter(), _status_mib("VmRSS")
+    loaded, rss_loaded = time.perf_counter(), resident_mib()
     sizes = {symbol: profile.opt for symbol, profile in graph.profiles.items()}
     executor.run(
         {
@@ -192,16 +176,6 @@ def _open_one(bundle: Bundle, name: str, request: Mapping[str, Any]) -> Executor
         return graphs[name].executor
     options = {key: request[key] for key in ("backend", "device", "threads", "precision")}
     return open_graph(bundle, name, **options).executor
-
-
-def _status_mib(field: str) -> float | None:
-    """A size of this process from Linux's /proc, in MiB; None elsewhere."""
-    try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    sizes = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
-    return next((int(size) / 1024 for size in sizes), None)
 
 
 def _mib(size: int | None) -> float | None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samrt.bench.tasks import Arrays, GraphTask, clicks
+from samrt.flow import to_host
 from samrt.graphs import IMAGE_ENCODER, MASK_DECODER, MASKS, OBJECT_SCORES, PROMPT_ENCODER, absent_mask_hw
 from samrt.model import Model
 from samrt.prompts import Prompts, to_tensors
@@ -66,7 +67,8 @@ def video_tasks(model: Model, picture: NDArray[np.uint8]) -> list[GraphTask | Fr
     attention, encoder, frames = [], [], []
     for count in OBJECTS:
         bank = _full_bank(steps, features, clicks(picture, count))
-        feeds = bank.feeds(range(count), _FRAMES)
+        # On the host, whatever device they were made on: every contender runs on the same feeds.
+        feeds = {name: to_host(feed) for name, feed in bank.feeds(range(count), _FRAMES).items()}
         prompt = _no_prompt(model, frame, count)
         task = FrameTask(
             f"frame of a video, {count} object{'s' * (count > 1)}",

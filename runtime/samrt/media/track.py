@@ -17,12 +17,12 @@ from samrt.media.objects import check_ids
 from samrt.media.opening import open_frames
 from samrt.media.prefetch import Prefetched
 from samrt.media.results import MaskFolder, ResultWriter, Tracked, open_results
+from samrt.resident import resident_mib
 from samrt_engines.errors import PromptError
 
 if TYPE_CHECKING:
     from samrt.model import Model
 
-_STATM = Path("/proc/self/statm")
 _WINDOW = 30  # frames that the shown rate is the mean of
 
 
@@ -222,15 +222,6 @@ class _Pace:
         spent = self._times[-1] - self._times[0]
         rate = (len(self._times) - 1) / spent if spent > 0 else 0.0
         return TrackProgress(self.frames, self._total, len(obj_ids), rate, rss)
-
-
-def resident_mib() -> float | None:
-    """Resident memory of this process, in MiB; None where there is no /proc."""
-    try:
-        pages = int(_STATM.read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _rate(frames: Frames) -> float | None:

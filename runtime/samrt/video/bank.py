@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from samrt.flow import Tensor, to_host
+from samrt.flow import rows as rows_of
 from samrt.numbers import VideoNumbers
 from samrt.video.rules import Recall, is_pointer_needed, is_still_needed, recall
 from samrt.video.slots import LooseSlots, PackedSlots, Slots
 from samrt_engines.tensors import Array
 
-_NO_SLOT = -1  # the memory map is gone, the pointer still counts
+_NO_SLOT = -1  # the memory map is gone where the pointer still counts, or the other way round
 
 
 @dataclass(slots=True)
 class _Row:
-    """What one object remembers. Frame -> slot of its memory map, in the order the frames were added."""
+    """What one object remembers. Frame -> slot, in the order the frames were added."""
 
     conditioning: dict[int, int] = field(default_factory=dict)
+    """Of memory maps."""
     recent: dict[int, int] = field(default_factory=dict)
-    pointers: dict[int, NDArray[Any]] = field(default_factory=dict)
+    """Of memory maps."""
+    pointers: dict[int, int] = field(default_factory=dict)
 
 
 class MemoryBank:
@@ -32,20 +35,29 @@ class MemoryBank:
     A bank that does not keep everything is bounded: whatever comes, an object has at most `most_conditioning`
     conditioning frames, the first and the newest ones, ``recent_frames`` recent memory maps and
     ``max_object_pointers`` - 1 recent pointers. It holds exactly what tracking forwards will attend to.
+
+    Maps and pointers stay where the graphs leave them: on a GPU they never come to the host, but to be saved.
     """
 
     def __init__(
-        self, numbers: VideoNumbers, *, most_conditioning: int | None = None, keep_everything: bool = False
+        self,
+        numbers: VideoNumbers,
+        *,
+        most_conditioning: int | None = None,
+        keep_everything: bool = False,
+        on_host: bool = False,
     ) -> None:
         """numbers: the model's rules.
 
         most_conditioning: conditioning frames attended to, and kept, at most; None is all
         keep_everything: forget nothing, for tracking from any frame in any direction
+        on_host: with `keep_everything`, keep it in host memory even where it is computed on a GPU
         """
         self.numbers = numbers
         self.most_conditioning = most_conditioning
         self.keep_everything = keep_everything
-        self._slots: Slots = LooseSlots() if keep_everything else PackedSlots()
+        self._maps: Slots = LooseSlots(on_host=on_host) if keep_everything else PackedSlots()
+        self._pointers: Slots = LooseSlots(on_host=on_host) if keep_everything else PackedSlots()
         self._rows: list[_Row] = []
 
     def __len__(self) -> int:
@@ -55,17 +67,19 @@ class MemoryBank:
     @property
     def nbytes(self) -> int:
         """Memory taken by maps and pointers, in bytes."""
-        return self._slots.nbytes + sum(one.nbytes for row in self._rows for one in row.pointers.values())
+        return self._maps.nbytes + self._pointers.nbytes
 
     def add_object(self) -> int:
         """Add an object that remembers nothing. Returns its row."""
-        self._slots.add_row()
+        self._maps.add_row()
+        self._pointers.add_row()
         self._rows.append(_Row())
         return len(self._rows) - 1
 
     def remove_object(self, row: int) -> None:
         """Forget an object."""
-        self._slots.remove_row(row)
+        self._maps.remove_row(row)
+        self._pointers.remove_row(row)
         del self._rows[row]
 
     def conditioning_frames(self, row: int) -> tuple[int, ...]:
@@ -77,12 +91,13 @@ class MemoryBank:
         return tuple(frame for frame, slot in self._rows[row].recent.items() if slot != _NO_SLOT)
 
     def write(
-        self, frame: int, rows: Sequence[int], memory: Array, pointers: Array, conditioning: Sequence[bool]
+        self, frame: int, rows: Sequence[int], memory: Tensor, pointers: Tensor, conditioning: Sequence[bool]
     ) -> None:
         """Remember a frame, for some objects; what they remembered of it before is replaced.
 
-        memory: (rows, tokens, width); pointers: (rows, C)
+        memory: (rows, tokens, width); pointers: (rows, C); on the host or a GPU, copied
         conditioning: for each of `rows`, whether somebody pointed it out there
+        Raises DeviceError when a GPU's memory is short; the frame can be written again.
         """
         for index, row in enumerate(rows):
             known = self._rows[row]
@@ -90,14 +105,13 @@ class MemoryBank:
             if not self.keep_everything:
                 self._prune(row, frame, conditioning[index])
             kind = known.conditioning if conditioning[index] else known.recent
-            kind[frame] = self._slots.put(row, memory[index])
-            known.pointers[frame] = np.array(pointers[index])
+            kind[frame] = self._maps.put(row, rows_of(memory, index, index + 1))
+            known.pointers[frame] = self._pointers.put(row, rows_of(pointers, index, index + 1))
 
     def forget(self, row: int, frame: int) -> None:
         """Forget one frame of an object, if it is remembered."""
         self._release(row, frame)
         self._rows[row].conditioning.pop(frame, None)
-        self._rows[row].pointers.pop(frame, None)
 
     def demote(self, row: int, frame: int) -> None:
         """Make a conditioning frame a recent one."""
@@ -119,12 +133,12 @@ class MemoryBank:
 
     def feeds(
         self, rows: Sequence[int], frame: int, *, reverse: bool = False, num_frames: int | None = None
-    ) -> dict[str, Array]:
+    ) -> dict[str, Tensor]:
         """The memory attention's inputs for some objects at a frame; valid until the bank changes.
 
         returns: memory (rows, S, tokens, width); memory_time int32, memory_valid float32 (rows, S); object_pointers
             (rows, P, C); pointer_distance, pointer_valid float32 (rows, P). S and P are what the object with the most
-            needs; others have places that are not valid.
+            needs; others have places that are not valid. memory and object_pointers lie where the bank does.
         """
         recalls = [self.recall(row, frame, reverse=reverse, num_frames=num_frames) for row in rows]
         known = [self._rows[row] for row in rows]
@@ -135,66 +149,83 @@ class MemoryBank:
             there = [(slots[at], time) for at, time in one.slots if slots[at] != _NO_SLOT]
             wanted.append([slot for slot, _ in there])
             times.append([time for _, time in there])
-        memory, places = self._slots.take(rows, wanted)
+        memory, places = self._maps.take(rows, wanted)
         time, valid = np.zeros(memory.shape[:2], np.int32), np.zeros(memory.shape[:2], np.float32)
         for index, place in enumerate(places):
             time[index, place] = times[index]
             valid[index, place] = 1
-        return {"memory": memory, "memory_time": time, "memory_valid": valid} | _pointer_feeds(recalls, known)
+        feeds: dict[str, Tensor] = {"memory": memory, "memory_time": time, "memory_valid": valid}
+        return feeds | self._pointer_feeds(rows, recalls)
+
+    def _pointer_feeds(self, rows: Sequence[int], recalls: Sequence[Recall]) -> dict[str, Tensor]:
+        wanted = [
+            [self._rows[row].pointers[frame] for frame, _ in one.pointers]
+            for row, one in zip(rows, recalls, strict=True)
+        ]
+        pointers, places = self._pointers.take(rows, wanted)
+        distance, valid = np.zeros((2, *pointers.shape[:2]), np.float32)
+        for index, (one, place) in enumerate(zip(recalls, places, strict=True)):
+            distance[index, place] = [value for _, value in one.pointers]
+            valid[index, place] = 1
+        return {"object_pointers": pointers, "pointer_distance": distance, "pointer_valid": valid}
 
     def to_arrays(self) -> dict[str, Array]:
-        """A bounded bank as plain arrays: `from_arrays` makes the same bank of them."""
-        assert isinstance(self._slots, PackedSlots)
-        table = list(self._entries())
-        arrays = {"bank_objects": np.array(len(self)), "bank_table": np.array(table, np.int64).reshape(-1, 4)}
-        if self._slots.block is not None:
-            arrays["bank_memory"] = self._slots.block
-            arrays["bank_pointers"] = np.stack([self._rows[row].pointers[frame] for row, frame, _, _ in table])
+        """A bounded bank as plain arrays on the host: `from_arrays` makes the same bank of them."""
+        assert isinstance(self._maps, PackedSlots)
+        assert isinstance(self._pointers, PackedSlots)
+        table = np.array(list(self._entries()), np.int64).reshape(-1, 5)
+        arrays = {"bank_objects": np.array(len(self)), "bank_table": table}
+        if self._maps.block is not None and self._pointers.block is not None:
+            arrays["bank_memory"] = to_host(self._maps.block)
+            arrays["bank_pointers"] = to_host(self._pointers.block)
         return arrays
 
     @classmethod
     def from_arrays(
         cls, numbers: VideoNumbers, arrays: Mapping[str, Array], *, most_conditioning: int | None = None
     ) -> Self:
-        """The bank that `to_arrays` was asked of. Raises KeyError, ValueError or IndexError for arrays that are not."""
+        """The bank that `to_arrays` was asked of. Raises KeyError, ValueError or IndexError for arrays that are not.
+
+        It is on the host until a frame is remembered from a GPU.
+        """
         bank = cls(numbers, most_conditioning=most_conditioning)
-        slots = PackedSlots()
-        for _ in range(int(arrays["bank_objects"])):
-            slots.used.append(set())
-            bank._rows.append(_Row())
-        if "bank_memory" in arrays:
-            slots.block = np.ascontiguousarray(arrays["bank_memory"])
-            if slots.block.ndim != 4 or len(slots.block) != len(bank):
-                raise ValueError(f"bank_memory of shape {slots.block.shape} for {len(bank)} objects")
-            pointers = arrays["bank_pointers"]
-            for (row, frame, slot, is_conditioning), pointer in zip(
-                arrays["bank_table"].tolist(), pointers, strict=True
-            ):
-                if not (0 <= row < len(bank) and _NO_SLOT <= slot < slots.block.shape[1]):
-                    raise ValueError(f"row {row}, slot {slot}")
-                known = bank._rows[row]
-                (known.conditioning if is_conditioning else known.recent)[frame] = slot
-                known.pointers[frame] = np.array(pointer)
-                if slot != _NO_SLOT:
-                    slots.used[row].add(slot)
-        bank._slots = slots
+        objects = int(arrays["bank_objects"])
+        bank._rows = [_Row() for _ in range(objects)]
+        maps, pointers = PackedSlots(rows=objects), PackedSlots(rows=objects)
+        bank._maps, bank._pointers = maps, pointers
+        if "bank_memory" not in arrays:
+            return bank
+        maps.block = _block(arrays, "bank_memory", 4, objects)
+        pointers.block = _block(arrays, "bank_pointers", 3, objects)
+        for row, frame, slot, pointer, is_conditioning in arrays["bank_table"].tolist():
+            known = bank._rows[row]
+            (known.conditioning if is_conditioning else known.recent)[frame] = slot
+            if slot != _NO_SLOT:
+                _use(maps, maps.block, row, slot)
+            if pointer != _NO_SLOT:
+                known.pointers[frame] = pointer
+                _use(pointers, pointers.block, row, pointer)
         return bank
 
-    def _entries(self) -> Iterator[tuple[int, int, int, int]]:
-        """(row, frame, slot, whether conditioning) of all that is remembered, in order."""
+    def _entries(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """(row, frame, its map's slot, its pointer's, whether conditioning) of all that is remembered, in order."""
         for index, row in enumerate(self._rows):
             for is_conditioning, kind in enumerate((row.recent, row.conditioning)):
                 for frame, slot in kind.items():
-                    yield index, frame, slot, is_conditioning
+                    yield index, frame, slot, row.pointers.get(frame, _NO_SLOT), is_conditioning
 
     def _release(self, row: int, frame: int, keep_order: bool = False) -> None:
-        """Free the slot of a frame. With `keep_order` a conditioning frame keeps its place among the others."""
+        """Free the slots of a frame. With `keep_order` a conditioning frame keeps its place among the others."""
         known = self._rows[row]
         slot = known.recent.pop(frame, known.conditioning.get(frame, _NO_SLOT))
         if slot != _NO_SLOT:
-            self._slots.drop(row, slot)
+            self._maps.drop(row, slot)
+        if frame in known.pointers:
+            self._pointers.drop(row, known.pointers.pop(frame))
         if not keep_order:
             known.conditioning.pop(frame, None)
+        elif frame in known.conditioning:
+            known.conditioning[frame] = _NO_SLOT
 
     def _prune(self, row: int, now: int, adds_conditioning: bool) -> None:
         """Forget what no frame after `now` attends to, before `now` itself is written."""
@@ -207,20 +238,24 @@ class MemoryBank:
                 self.demote(row, frame)
         for frame, slot in list(known.recent.items()):
             if slot != _NO_SLOT and not is_still_needed(frame, now, self.numbers):
-                self._slots.drop(row, slot)
+                self._maps.drop(row, slot)
                 known.recent[frame] = slot = _NO_SLOT
-            if slot == _NO_SLOT and not is_pointer_needed(frame, now, self.numbers):
-                del known.recent[frame], known.pointers[frame]
+            if frame in known.pointers and not is_pointer_needed(frame, now, self.numbers):
+                self._pointers.drop(row, known.pointers.pop(frame))
+            if slot == _NO_SLOT and frame not in known.pointers:
+                del known.recent[frame]
 
 
-def _pointer_feeds(recalls: Sequence[Recall], known: Sequence[_Row]) -> dict[str, Array]:
-    most = max(1, *(len(one.pointers) for one in recalls))
-    example = next(iter(known[0].pointers.values()))
-    pointers = np.zeros((len(known), most, *example.shape), example.dtype)
-    distance, valid = np.zeros((2, len(known), most), np.float32)
-    for index, (one, row) in enumerate(zip(recalls, known, strict=True)):
-        for place, (frame, value) in enumerate(one.pointers):
-            pointers[index, place] = row.pointers[frame]
-            distance[index, place] = value
-            valid[index, place] = 1
-    return {"object_pointers": pointers, "pointer_distance": distance, "pointer_valid": valid}
+def _block(arrays: Mapping[str, Array], name: str, rank: int, objects: int) -> Array:
+    """A saved block of slots. Raises ValueError for one that is none, KeyError."""
+    block = np.ascontiguousarray(arrays[name])
+    if block.ndim != rank or len(block) > objects:
+        raise ValueError(f"{name} of shape {block.shape} for {objects} objects")
+    return block
+
+
+def _use(slots: PackedSlots, block: Array, row: int, slot: int) -> None:
+    """Say that a slot is taken. Raises ValueError for one that is not there, or taken already."""
+    if not (0 <= row < len(block) and 0 <= slot < block.shape[1]) or slot in slots.used[row]:
+        raise ValueError(f"row {row}, slot {slot}")
+    slots.used[row].add(slot)

@@ -75,11 +75,12 @@ class VideoPredictor:
         """Open a video.
 
         video_path: a video file, a folder of pictures, or the frames themselves: uint8 (H, W, 3) RGB
-        offload_video_to_cpu, offload_state_to_cpu, async_loading_frames: without effect; frames are read when needed
+        offload_state_to_cpu: remember in host memory what a GPU computes: slower, and the GPU holds less in a long video
+        offload_video_to_cpu, async_loading_frames: without effect; frames are read when needed
 
         Raises ImageError for a video without frames.
         """
-        return VideoState(self._steps, video_path, self._cached_features)
+        return VideoState(self._steps, video_path, self._cached_features, memory_on_host=offload_state_to_cpu)
 
     def add_new_points_or_box(
         self,
@@ -232,9 +233,8 @@ class VideoPredictor:
         if frame not in known.tracked or not state.bank.conditioning_frames(row):
             return self._steps.prompt(features, prompts)
         reverse = known.tracked[frame]
-        return self._steps.prompt(
-            features, prompts, state.bank, [row], frame, reverse=reverse, num_frames=state.num_frames
-        )
+        views = self._steps.look(features, state.bank, [row], frame, reverse=reverse, num_frames=state.num_frames)
+        return self._steps.prompt(features, prompts, views)
 
     def _preflight(self, state: VideoState) -> None:
         """Put what prompts gave into memory, all objects of a frame at once."""
@@ -264,7 +264,7 @@ class VideoPredictor:
         unprompted = [row for row in rows if frame not in state.bank.conditioning_frames(row)]
         if unprompted:
             features = state.features(frame)
-            outcome = self._steps.track(
+            outcome, _ = self._steps.track(
                 features, state.bank, unprompted, frame, reverse=reverse, num_frames=state.num_frames
             )
             memory, pointers = self._steps.remember(features, outcome)

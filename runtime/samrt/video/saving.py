@@ -22,7 +22,7 @@ from samrt.video.state import LastFrame, TrackerState
 from samrt_engines.errors import InputError, PromptError
 from samrt_engines.tensors import Array
 
-_FORMAT, _VERSION = "samrt-tracker", 1
+_FORMAT, _VERSION = "samrt-tracker", 2
 
 
 def write_state(path: str | os.PathLike[str], state: TrackerState, model_digest: str, options: dict[str, Any]) -> None:

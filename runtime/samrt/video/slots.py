@@ -1,23 +1,32 @@
-"""Where memory maps lie: rows are objects, slots are remembered frames. What frame a slot holds, the bank knows.
+"""Where memory lies: rows are objects, slots are remembered frames. What frame a slot holds, the bank knows.
+
+A store lies where its values come from: on the host, or on the GPU whose graphs compute them; nothing has to say so. On a
+GPU values are copied into their slots, and slots fed to graphs, without passing through the host.
 
 `PackedSlots` holds few slots and changes them in place; the whole block is what the graph attends to, so nothing is
-copied to feed it. `LooseSlots` holds any number and copies the few that are attended to. A store in a GPU's memory needs
-the same five calls and is all that is missing to keep a bank there.
+copied to feed it. `LooseSlots` holds any number and copies the few that are attended to.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from samrt.flow import Tensor, nbytes_of, place_of, to_host
+from samrt_engines.device import device_parts
+from samrt_engines.device_block import DeviceBlock
 from samrt_engines.tensors import Array
+
+Block = Array | DeviceBlock
+"""An array that is written in place, on the host or on a GPU."""
 
 
 class Slots(Protocol):
-    """Memory maps of objects."""
+    """Values of objects, all of one shape: (tokens, width) for memory maps, (C,) for object pointers."""
 
     def add_row(self) -> None:
         """Make room for another object, without memory."""
@@ -25,18 +34,21 @@ class Slots(Protocol):
     def remove_row(self, row: int) -> None:
         """Forget an object; later ones move up."""
 
-    def put(self, row: int, value: Array) -> int:
-        """Store a map (tokens, width), copied; returns its slot."""
+    def put(self, row: int, value: Tensor) -> int:
+        """Store a value (1, ...), copied; returns its slot. Nothing has changed when it raises.
+
+        On a GPU the copy may still run on return: the store holds what it is made from until it is done.
+        """
 
     def drop(self, row: int, slot: int) -> None:
         """Free a slot."""
 
-    def take(self, rows: Sequence[int], wanted: Sequence[Sequence[int]]) -> tuple[Array, list[list[int]]]:
+    def take(self, rows: Sequence[int], wanted: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
         """The wanted slots of some objects, for the graph; valid until the next call.
 
         wanted: for each of `rows`, its slots
-        returns: maps (rows, S, tokens, width), and for each row the places along S of its wanted slots. What lies in
-            other places is finite.
+        returns: values (rows, S, ...), and for each row the places along S of its wanted slots. What lies in other places
+            is finite.
         """
 
     @property
@@ -45,88 +57,127 @@ class Slots(Protocol):
 
 
 class PackedSlots:
-    """One block (objects, slots, tokens, width), as many slots as the object with the most needs."""
+    """One block (objects, slots, ...), as many slots as the object with the most needs."""
 
-    def __init__(self) -> None:
-        self.block: Array | None = None
-        """(objects, slots, tokens, width), or None before the first map."""
-        self.used: list[set[int]] = []
-        """Of each object, the slots that hold a map."""
+    def __init__(self, block: Block | None = None, rows: int = 0) -> None:
+        """block: what is stored already, of the first objects; rows: how many objects there are"""
+        self.block = block
+        """(objects, slots, ...), or None before the first value. Objects without memory may be missing at its end."""
+        self.used: list[set[int]] = [set() for _ in range(rows)]
+        """Of each object, the slots that hold a value."""
 
     def add_row(self) -> None:
         self.used.append(set())
-        if self.block is not None:
-            self._resize(self.block.shape[1])
 
     def remove_row(self, row: int) -> None:
+        if self.block is not None and row < self.block.shape[0]:
+            kept = [one for one in range(self.block.shape[0]) if one != row]
+            self.block = _fitted(self.block, kept, len(kept), self.block.shape[1]) if kept else None
         del self.used[row]
-        if self.block is not None:
-            self.block = np.delete(self.block, row, axis=0) if self.used else None
 
-    def put(self, row: int, value: Array) -> int:
+    def put(self, row: int, value: Tensor) -> int:
         slot = next(index for index in count() if index not in self.used[row])
         if self.block is None:
-            self.block = np.zeros((len(self.used), slot + 1, *value.shape), value.dtype)
-        elif slot >= self.block.shape[1]:
-            self._resize(slot + 1)
-        self.block[row, slot] = value
+            self.block = _zeros((len(self.used), slot + 1, *value.shape[1:]), value.dtype, place_of(value))
+        else:
+            objects, slots = self.block.shape[:2]
+            place = place_of(self.block) if isinstance(value, np.ndarray) else place_of(value)
+            if row >= objects or slot >= slots or place != place_of(self.block):
+                objects, slots = max(objects, len(self.used)), max(slots, slot + 1)
+                self.block = _fitted(self.block, range(self.block.shape[0]), objects, slots, place)
+        _write(self.block, value, row, slot)
         self.used[row].add(slot)
         return slot
 
     def drop(self, row: int, slot: int) -> None:
         self.used[row].remove(slot)
 
-    def take(self, rows: Sequence[int], wanted: Sequence[Sequence[int]]) -> tuple[Array, list[list[int]]]:
+    def take(self, rows: Sequence[int], wanted: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
         assert self.block is not None
-        start = rows[0]
-        is_range = list(rows) == list(range(start, start + len(rows)))
-        block = self.block[start : start + len(rows)] if is_range else self.block[list(rows)]
-        return block, [list(slots) for slots in wanted]
+        places = [list(slots) for slots in wanted]
+        start, stop = rows[0], rows[0] + len(rows)
+        assert max(rows) < self.block.shape[0], "an object that remembers nothing"
+        if list(rows) == list(range(start, stop)):
+            return _rows(self.block, start, stop), places
+        return _fitted(self.block, rows, len(rows), self.block.shape[1]), places
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.block is None else self.block.nbytes
-
-    def _resize(self, slots: int) -> None:
-        """Make the block fit `used` and this number of slots, keeping what it holds. Rare: when something is added."""
-        assert self.block is not None
-        old = self.block
-        self.block = np.zeros((len(self.used), slots, *old.shape[2:]), old.dtype)
-        self.block[: len(old), : old.shape[1]] = old
+        return 0 if self.block is None else nbytes_of(self.block)
 
 
 class LooseSlots:
-    """Each map an array of its own."""
+    """Each value an array of its own."""
 
-    def __init__(self) -> None:
-        self._maps: list[dict[int, Array]] = []
+    def __init__(self, *, on_host: bool = False) -> None:
+        """on_host: keep all in host memory, wherever it comes from, and copy what is wanted to the GPU each time"""
+        self._on_host = on_host
+        self._place = "cpu"  # a GPU, once a value came from there
+        self._values: list[dict[int, Block]] = []
         self._next = count()
-        self._buffer = np.zeros((0, 0, 0, 0), np.float32)
+        self._buffer: Block | None = None
 
     def add_row(self) -> None:
-        self._maps.append({})
+        self._values.append({})
 
     def remove_row(self, row: int) -> None:
-        del self._maps[row]
+        del self._values[row]
 
-    def put(self, row: int, value: Array) -> int:
+    def put(self, row: int, value: Tensor) -> int:
+        if self._on_host:
+            value = to_host(value)
+        if not isinstance(value, np.ndarray):
+            self._place = place_of(value)
+        # Not a view: that would keep the values of all other objects.
+        kept = _zeros(value.shape[1:], value.dtype, self._place)
+        _write(kept, value)
+        if isinstance(kept, DeviceBlock):
+            kept.wait()  # it may never be read, and would hold the values of all objects until then
         slot = next(self._next)
-        self._maps[row][slot] = value.copy()  # not a view: that would keep the maps of all other objects
+        self._values[row][slot] = kept
         return slot
 
     def drop(self, row: int, slot: int) -> None:
-        del self._maps[row][slot]
+        del self._values[row][slot]
 
-    def take(self, rows: Sequence[int], wanted: Sequence[Sequence[int]]) -> tuple[Array, list[list[int]]]:
-        example = next(iter(next(maps for maps in self._maps if maps).values()))
+    def take(self, rows: Sequence[int], wanted: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
+        example = next(iter(next(values for values in self._values if values).values()))
         shape = (len(rows), max(1, *map(len, wanted), 1), *example.shape)
-        if self._buffer.shape != shape or self._buffer.dtype != example.dtype:
-            self._buffer = np.zeros(shape, example.dtype)
+        buffer = self._buffer
+        if buffer is None or (buffer.shape, buffer.dtype, place_of(buffer)) != (shape, example.dtype, self._place):
+            buffer = self._buffer = _zeros(shape, example.dtype, self._place)
         for index, (row, slots) in enumerate(zip(rows, wanted, strict=True)):
             for place, slot in enumerate(slots):
-                self._buffer[index, place] = self._maps[row][slot]
-        return self._buffer, [list(range(len(slots))) for slots in wanted]
+                _write(buffer, self._values[row][slot], index, place)
+        return buffer, [list(range(len(slots))) for slots in wanted]
 
     @property
     def nbytes(self) -> int:
-        return sum(one.nbytes for maps in self._maps for one in maps.values())
+        return sum(nbytes_of(one) for values in self._values for one in values.values())
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], place: str) -> Block:
+    """place: as `samrt.flow.place_of` says it"""
+    kind, index = device_parts(place)
+    return np.zeros(shape, dtype) if kind == "cpu" else DeviceBlock(shape, dtype, index)
+
+
+def _write(block: Block, value: Tensor, *at: int) -> None:
+    """Copy a value into block[at], from its start as far as the value goes."""
+    if isinstance(block, np.ndarray):
+        size = math.prod(value.shape)
+        block[at].reshape(-1)[:size] = to_host(value).reshape(-1)
+    else:
+        block.write(value, *at)
+
+
+def _rows(block: Block, start: int, stop: int) -> Block:
+    return block[start:stop] if isinstance(block, np.ndarray) else block.rows(start, stop)
+
+
+def _fitted(block: Block, kept: Sequence[int], objects: int, slots: int, place: str | None = None) -> Block:
+    """Some rows of a block, first of a new one of this many objects and slots, which are not fewer."""
+    fitted = _zeros((objects, slots, *block.shape[2:]), block.dtype, place_of(block) if place is None else place)
+    for index, row in enumerate(kept):
+        _write(fitted, block[row] if isinstance(block, np.ndarray) else block.part(row), index)
+    return fitted

@@ -8,13 +8,14 @@ Everything here is a function of its arguments; what is remembered stands in a `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from samrt.features import Features
-from samrt.flow import Tensor
+from samrt.flow import Tensor, place_of, to_host
+from samrt.flow import rows as rows_of
 from samrt.graphs import (
     MASK_DECODER,
     MASKS,
@@ -32,6 +33,8 @@ from samrt.transforms import Frame
 from samrt.video.bank import MemoryBank
 from samrt.video.mask_prompts import fit_masks, mask_logits
 from samrt.video.outcome import Float32Array, Outcome, choose_masks, fill_small_holes, join_outcomes
+from samrt_engines.device import device_parts
+from samrt_engines.device_block import DeviceBlock
 from samrt_engines.errors import BundleError
 from samrt_engines.tensors import Array
 
@@ -48,6 +51,9 @@ CONDITIONED = {
 """Output of the memory attention -> the mask decoder's input it takes the place of."""
 PLAIN = {name.replace("conditioned", "plain"): taken for name, taken in CONDITIONED.items()}
 """Output of the mask downsampler, where it has more than one -> the mask decoder's input it takes the place of."""
+
+View = Mapping[str, Tensor]
+"""What a frame looks like to an object that remembers: those of the mask decoder's inputs (1, ...) that this changes."""
 
 _OBJECT_ASSUMED = 10.0  # of models without an object score: present
 
@@ -78,9 +84,8 @@ class Steps:
         )
         self._most_points = largest(graphs[PROMPT_ENCODER], "point_coords", axis=1)
         self._absent_mask_hw = absent_mask_hw(model.manifest)
-        self._empty: dict[
-            str, Array
-        ] = {}  # the embeddings of an empty prompt, for as many objects as were last tracked
+        # The embeddings of an empty prompt, for as many objects as were last tracked.
+        self._empty: dict[str, Tensor] = {}
 
     @property
     def most_conditioning(self) -> int:
@@ -113,29 +118,44 @@ class Steps:
         *,
         reverse: bool = False,
         num_frames: int | None = None,
-    ) -> Outcome:
-        """Find objects on a frame by what they remember. At least one; each remembers something."""
+        keep: Collection[int] = (),
+    ) -> tuple[Outcome, dict[int, View]]:
+        """Find objects on a frame by what they remember. At least one; each remembers something.
+
+        keep: the rows whose views are returned, too, for `prompt`
+        """
         parts = []
+        views: dict[int, View] = {}
         for start in range(0, len(rows), self._most):
             part = rows[start : start + self._most]
-            image = self._condition(features, bank.feeds(part, frame, reverse=reverse, num_frames=num_frames))
+            seen = self._condition(features, bank.feeds(part, frame, reverse=reverse, num_frames=num_frames))
+            image = {**features.feeds(self._flow.place(MASK_DECODER)), **seen}
             parts.append(self._decode(image, self._empty_prompt(len(part)), points=0, prompted=False))
-        return join_outcomes(parts)
+            views |= {row: _view(seen, index) for index, row in enumerate(part) if row in keep}
+        return join_outcomes(parts), views
 
-    def prompt(
+    def look(
         self,
         features: Features,
-        prompts: Prompts,
-        bank: MemoryBank | None = None,
-        rows: Sequence[int] = (),
-        frame: int = 0,
+        bank: MemoryBank,
+        rows: Sequence[int],
+        frame: int,
         *,
         reverse: bool = False,
         num_frames: int | None = None,
-    ) -> Outcome:
+    ) -> list[View]:
+        """What a frame looks like to objects that remember something: for each of `rows` its view, for `prompt`."""
+        views = []
+        for start in range(0, len(rows), self._most):
+            part = rows[start : start + self._most]
+            seen = self._condition(features, bank.feeds(part, frame, reverse=reverse, num_frames=num_frames))
+            views += [_view(seen, index) for index in range(len(part))]
+        return views
+
+    def prompt(self, features: Features, prompts: Prompts, views: Sequence[View] = ()) -> Outcome:
         """Point objects out on a frame: P prompts of as many points each, whose masks are logits of an earlier outcome.
 
-        bank, rows, frame: with them, each prompt's object is looked for by what it remembers, too
+        views: of each prompt's object, which is then looked for by what it remembers, too; none for new objects
         Raises PromptError.
         """
         frames = [self.frame(features.image_hw[0])]
@@ -145,11 +165,9 @@ class Steps:
         parts = []
         for start in range(0, len(prompts), self._most):
             part = slice(start, start + self._most)
-            if bank is None:
-                image = features.feeds(self._flow.place(MASK_DECODER))
-            else:
-                feeds = bank.feeds(rows[part], frame, reverse=reverse, num_frames=num_frames)
-                image = self._condition(features, feeds)
+            image = dict(features.feeds(self._flow.place(MASK_DECODER)))
+            for name in views[start] if views else ():
+                image[name] = _joined([view[name] for view in views[part]])
             embeddings = self._flow.run_device(PROMPT_ENCODER, {name: one[part] for name, one in tensors.items()})
             parts.append(self._decode(image, embeddings, points=points, prompted=True))
         return join_outcomes(parts)
@@ -163,8 +181,11 @@ class Steps:
         parts = [self._prompt_masks(features, fitted[at : at + self._most]) for at in range(0, len(fitted), self._most)]
         return join_outcomes(parts)
 
-    def remember(self, features: Features, outcome: Outcome) -> tuple[Array, Array]:
-        """What K objects remember of a frame: memory maps (K, tokens, width) and object pointers (K, C)."""
+    def remember(self, features: Features, outcome: Outcome) -> tuple[Tensor, Tensor]:
+        """What K objects remember of a frame: memory maps (K, tokens, width) and object pointers (K, C).
+
+        They lie where the memory encoder runs.
+        """
         parts = [
             self._remember(features, outcome.take(slice(at, at + self._most)))
             for at in range(0, len(outcome), self._most)
@@ -172,13 +193,12 @@ class Steps:
         memories, pointers = zip(*parts, strict=True)
         return _joined(memories), _joined(pointers)
 
-    def _condition(self, features: Features, feeds: Mapping[str, Array]) -> Mapping[str, Tensor]:
-        """The decoder's image tensors for each object: what the frame looks like to one that remembers."""
+    def _condition(self, features: Features, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the frame looks like to objects that remember: those of the decoder's image tensors that differ."""
         place = self._flow.place(MEMORY_ATTENTION)
         image = features.feeds(place)
         outputs = self._flow.run_device(MEMORY_ATTENTION, {"image_embed": image["image_embed"], **feeds})
-        rest = features.feeds(self._flow.place(MASK_DECODER))
-        return {**rest, **{CONDITIONED[name]: one for name, one in outputs.items()}}
+        return {CONDITIONED[name]: one for name, one in outputs.items()}
 
     def _decode(
         self, image: Mapping[str, Tensor], embeddings: Mapping[str, Tensor], *, points: int, prompted: bool
@@ -207,10 +227,10 @@ class Steps:
             prompted=np.full(count, prompted),
         )
 
-    def _empty_prompt(self, count: int) -> dict[str, Array]:
+    def _empty_prompt(self, count: int) -> dict[str, Tensor]:
         """The embeddings that stand for "no prompt on this frame", for `count` objects. They never change."""
-        if not self._empty or len(next(iter(self._empty.values()))) != count:
-            self._empty = self._flow.run(PROMPT_ENCODER, self._empty_feeds(count, None))
+        if not self._empty or next(iter(self._empty.values())).shape[0] != count:
+            self._empty = self._flow.run_device(PROMPT_ENCODER, self._empty_feeds(count, None))
         return self._empty
 
     def _empty_feeds(self, count: int, masks: Array | None) -> dict[str, Array]:
@@ -229,8 +249,8 @@ class Steps:
         count = len(masks)
         known = {"mask": masks[:, None], **features.feeds(self._flow.place(MASK_DOWNSAMPLER))}
         inputs = self.model.manifest.graphs[MASK_DOWNSAMPLER].inputs
-        made = self._flow.run(MASK_DOWNSAMPLER, {spec.name: known[spec.name] for spec in inputs})
-        embeddings = self._flow.run_device(PROMPT_ENCODER, self._empty_feeds(count, made.pop(MASK_PROMPT)))
+        made = self._flow.run_device(MASK_DOWNSAMPLER, {spec.name: known[spec.name] for spec in inputs})
+        embeddings = self._flow.run_device(PROMPT_ENCODER, self._empty_feeds(count, to_host(made.pop(MASK_PROMPT))))
         # Upstream shows the decoder the bare features here, which a model may make beside the prompt.
         image = {**features.feeds(self._flow.place(MASK_DECODER)), **{PLAIN[name]: one for name, one in made.items()}}
         decoded = self._decoded({**image, **embeddings}, multimask=False, prompted=True)
@@ -247,10 +267,10 @@ class Steps:
             prompted=decoded.prompted,
         )
 
-    def _remember(self, features: Features, outcome: Outcome) -> tuple[Array, Array]:
+    def _remember(self, features: Features, outcome: Outcome) -> tuple[Tensor, Tensor]:
         image = features.feeds(self._flow.place(MEMORY_ENCODER))["image_embed"]
 
-        def run(part: Outcome, scores: Float32Array, wanted: Sequence[str]) -> dict[str, Array]:
+        def run(part: Outcome, scores: Float32Array, wanted: Sequence[str]) -> dict[str, Tensor]:
             feeds: dict[str, Any] = {
                 "image_embed": image,
                 "mask_logits": part.memory_logits[:, None],
@@ -258,15 +278,16 @@ class Steps:
                 "object_score_logits": scores[:, None],
                 "object_token": part.tokens,
             }
-            return self._flow.run(MEMORY_ENCODER, feeds, wanted)
+            return self._flow.run_device(MEMORY_ENCODER, feeds, wanted)
 
         outputs = run(outcome, outcome.object_scores, (MEMORY, POINTER))
-        pointers = outputs[POINTER]
         apart = np.flatnonzero((outcome.object_scores > 0) != (outcome.pointer_scores > 0)).tolist()
         if apart:  # rare: a mask was given where the decoder sees no object
             part = outcome.take(apart)
-            pointers[apart] = run(part, part.pointer_scores, (POINTER,))[POINTER]
-        return outputs[MEMORY], pointers
+            pointers = to_host(outputs[POINTER])
+            pointers[apart] = to_host(run(part, part.pointer_scores, (POINTER,))[POINTER])
+            outputs[POINTER] = pointers
+        return outputs[MEMORY], outputs[POINTER]
 
 
 def video_numbers(model: Model) -> VideoNumbers:
@@ -288,5 +309,22 @@ def _count_points(prompts: Prompts) -> int:
     return (0 if prompts.points is None else int(prompts.points.shape[1])) + (0 if prompts.boxes is None else 2)
 
 
-def _joined(parts: Sequence[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _view(seen: Mapping[str, Tensor], index: int) -> View:
+    """One object's part; no copy."""
+    return {name: rows_of(tensor, index, index + 1) for name, tensor in seen.items()}
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other, along the first axis; on the GPU if any of them is there."""
+    if len(parts) == 1:
+        return parts[0]
+    places = {place_of(part) for part in parts} - {"cpu"}
+    if not places:
+        return np.concatenate([to_host(part) for part in parts])
+    objects = sum(part.shape[0] for part in parts)
+    joined = DeviceBlock((objects, *parts[0].shape[1:]), parts[0].dtype, device_parts(places.pop())[1])
+    start = 0
+    for part in parts:
+        joined.rows(start, start + part.shape[0]).write(part)
+        start += part.shape[0]
+    return joined

@@ -17,7 +17,7 @@ from samrt.video.output import TrackedFrame
 from samrt.video.requests import Request, mask_request, point_request, prompts_of
 from samrt.video.saving import read_state, write_state
 from samrt.video.state import LastFrame, TrackerState
-from samrt.video.steps import Steps, video_numbers
+from samrt.video.steps import Steps, View, video_numbers
 from samrt_engines.errors import ImageError, PromptError
 
 When = Literal["next", "last"]
@@ -178,9 +178,12 @@ class VideoTracker:
             last.features = self._steps.encode(image)
         else:
             last.image = image.copy()  # the caller may fill the same buffer again
+        views: dict[int, View] = {}
         if last.features is not None and state.obj_ids:
-            last.outcome = self._steps.track(last.features, state.bank, range(len(state.obj_ids)), last.index)
-        self._apply(last, state.pending)
+            rows = range(len(state.obj_ids))
+            corrected = {row for row in rows if state.obj_ids[row] in state.pending}
+            last.outcome, views = self._steps.track(last.features, state.bank, rows, last.index, keep=corrected)
+        self._apply(last, state.pending, views)
         state.pending, state.last, state.hw = {}, last, hw
         state.next_index += 1
         return self._output(last)
@@ -239,15 +242,18 @@ class VideoTracker:
         self._apply(last, {obj_id: request.added_to(None if clear_old else last.requests.get(obj_id))})
         return self._output(last)
 
-    def _apply(self, last: LastFrame, requests: Mapping[int, Request]) -> None:
-        """Change what the last frame shows of some objects; new ones are added. Nothing has changed when it raises."""
+    def _apply(self, last: LastFrame, requests: Mapping[int, Request], views: Mapping[int, View] | None = None) -> None:
+        """Change what the last frame shows of some objects; new ones are added. Nothing has changed when it raises.
+
+        views: of the bank's rows, where they are known
+        """
         if not requests:
             return
         state, outcome = self._state, last.outcome
         new = [obj_id for obj_id in requests if obj_id not in state.obj_ids]
         obj_ids = state.obj_ids + new
         for ids in self._groups(last, requests):
-            part = self._prompted(last, ids, [requests[obj_id] for obj_id in ids])
+            part = self._prompted(last, ids, [requests[obj_id] for obj_id in ids], views or {})
             known = part.take([]) if outcome is None else outcome
             outcome = known.replaced([obj_ids.index(obj_id) for obj_id in ids], part)
         for _ in new:
@@ -265,7 +271,9 @@ class VideoTracker:
             groups.setdefault(key, []).append(obj_id)
         return list(groups.values())
 
-    def _prompted(self, last: LastFrame, ids: Sequence[int], requests: Sequence[Request]) -> Outcome:
+    def _prompted(
+        self, last: LastFrame, ids: Sequence[int], requests: Sequence[Request], views: Mapping[int, View]
+    ) -> Outcome:
         """Decode the prompts of one group."""
         assert last.features is not None
         masks = [one.mask for one in requests if one.mask is not None]
@@ -278,7 +286,9 @@ class VideoTracker:
         prompts = prompts_of(requests, np.clip(last.outcome.logits[rows], -clamp, clamp))
         if not last.tracked[rows[0]]:  # it was new on this frame
             return self._steps.prompt(last.features, prompts)
-        return self._steps.prompt(last.features, prompts, self._state.bank, rows, last.index)
+        if not all(row in views for row in rows):
+            views = dict(zip(rows, self._steps.look(last.features, self._state.bank, rows, last.index), strict=True))
+        return self._steps.prompt(last.features, prompts, [views[row] for row in rows])
 
     def _settle(self) -> None:
         """Put the last frame into memory: it is not corrected any more."""

@@ -47,8 +47,9 @@ class VideoState:
     As upstream's it can be asked for "num_frames", "video_height", "video_width" and "obj_ids" like a dict.
     """
 
-    def __init__(self, steps: Steps, source: Source, cached_features: int) -> None:
+    def __init__(self, steps: Steps, source: Source, cached_features: int, *, memory_on_host: bool = False) -> None:
         self._steps = steps
+        self._memory_on_host = memory_on_host
         self._frames = _open(source)
         self._cached = cached_features
         self._features: OrderedDict[int, Features] = OrderedDict()
@@ -117,7 +118,12 @@ class VideoState:
         return int(index)
 
     def _empty_bank(self) -> MemoryBank:
-        return MemoryBank(self._steps.video, most_conditioning=self._steps.most_conditioning, keep_everything=True)
+        return MemoryBank(
+            self._steps.video,
+            most_conditioning=self._steps.most_conditioning,
+            keep_everything=True,
+            on_host=self._memory_on_host,
+        )
 
 
 class _Frames(Protocol):

@@ -12,7 +12,7 @@ import pytest
 
 from samrt import ImageError, InputError, PromptError
 from samrt.media import FramePrompt, TrackProgress, open_frames, open_results, track_frames
-from samrt.media.track import resident_mib
+from samrt.resident import resident_mib
 
 from .clips import ColourTracker, cut, numbers, paint, write_clip
 

@@ -13,8 +13,8 @@ import pytest
 from samrt import ImageError, InputError, MissingExtraError
 from samrt.media import open_frames
 from samrt.media.decoding import Decoder, upright
-from samrt.media.track import resident_mib
 from samrt.media.video_file import VideoFile
+from samrt.resident import resident_mib
 
 from .clips import HW, collect, cut, number, numbers, paint, write_clip
 

@@ -305,3 +305,39 @@ def test_arrays_and_back() -> None:
         for each in (bank, copy):
             each.write(frame, [0, 1], *frame_maps(frame, [0, 1]), [frame % 7 == 0, False])
     assert bank.nbytes == copy.nbytes
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bank_memory", lambda one: one[0], r"bank_memory of shape \(\d, 2, 3\) for 2 objects"),
+        ("bank_pointers", lambda one: np.concatenate([one, one]), r"bank_pointers of shape \(4, \d, 4\) for 2 objects"),
+        ("bank_table", lambda one: one[:, :4], "not enough values to unpack"),
+        ("bank_table", lambda one: np.concatenate([one, one[:1]]), "row 0, slot 1$"),  # two frames in one slot
+        ("bank_table", lambda one: np.add(one, [0, 0, 99, 0, 0]), "row 0, slot 100"),
+        ("bank_table", lambda one: np.add(one, [0, 0, 0, -50, 0]), "row 0, slot -49"),
+    ],
+)
+def test_arrays_that_are_no_bank(name: str, change: Any, message: str) -> None:
+    bank = MemoryBank(NUMBERS, most_conditioning=2)
+    for _ in range(2):
+        bank.add_object()
+    for frame in range(3):
+        bank.write(frame, [0, 1], *frame_maps(frame, [0, 1]), [frame == 0] * 2)
+    arrays = bank.to_arrays()
+    with pytest.raises(ValueError, match=message):
+        MemoryBank.from_arrays(NUMBERS, {**arrays, name: change(arrays[name])}, most_conditioning=2)
+
+
+def test_a_frame_can_be_written_again() -> None:
+    """As it is when the first attempt failed: in the same slots, whether it was and is a conditioning frame or not."""
+    bank = MemoryBank(NUMBERS, most_conditioning=3)
+    bank.add_object()
+    for frame in range(9):
+        for attempt in (100, 200, 0):
+            bank.write(frame, [0], *frame_maps(frame + attempt, [0]), [frame % 4 == 0 or attempt == 100])
+    assert bank.conditioning_frames(0) == (0, 4, 8)
+    assert contents(bank.feeds([0], 9), 0)[0] == {(0, 6), (4, 6), (8, 6), (7, 1), (6, 2), (5, 3), (3, 5)}
+    arrays = bank.to_arrays()
+    assert arrays["bank_memory"].shape[1] <= 3 + 6
+    assert arrays["bank_pointers"].shape[1] == 9
