@@ -43,7 +43,7 @@ venv: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[cpu,openvino,rtx,export,video,bench,dev]"
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[cpu,openvino,rtx,export,video,mesh,bench,dev]"
 	touch $@
 
 # The bindings of two TensorRT versions cannot share an environment. Tests compare their API with what samrt calls.

@@ -20,9 +20,10 @@
     │   ├── BuildError                      backend.build     TensorRT cannot parse or build a graph
     │   ├── PlanError                       backend.plan      a plan is stale, foreign, damaged or not vouched for
     │   └── SelfTestError                   backend.selftest  an engine's answers are not the model's
-    └── ExportError                         export            a model cannot be exported
-        ├── ParityError                     export.parity     above tolerance
-        └── DeadOutputError                 export.dead       an output ignores its input
+    ├── ExportError                         export            a model cannot be exported
+    │   ├── ParityError                     export.parity     above tolerance
+    │   └── DeadOutputError                 export.dead       an output ignores its input
+    └── Cancelled                           cancelled         the caller asked work under way to stop
 
 A message has four parts, of which the last three may be absent::
 
@@ -178,6 +179,12 @@ class DeadOutputError(ExportError):
     """An output does not vary with the input, so comparing it would prove nothing."""
 
     code = "export.dead"
+
+
+class Cancelled(SamrtError):
+    """The caller asked for work under way to stop, and it did."""
+
+    code = "cancelled"
 
 
 def pip_line(extra: str) -> str:

@@ -7,7 +7,7 @@
     result = model.decode(features, samrt.Prompts(points=[[500, 375]], labels=[1])).best()
     result.masks  # bool (P, C, H, W), original pixels
 
-Importing it loads numpy and nothing heavier; engines and Pillow are imported where they are used, video at its first use.
+Importing it loads numpy and nothing heavier; engines and Pillow are imported where they are used, video and 3D when first named.
 """
 
 from importlib import import_module
@@ -23,6 +23,7 @@ from samrt.result import Result
 from samrt_engines.errors import (
     BackendError,
     BundleError,
+    Cancelled,
     CheckpointError,
     ChecksumError,
     DeadOutputError,
@@ -41,8 +42,9 @@ from samrt_engines.errors import (
 )
 
 if TYPE_CHECKING:
-    from samrt import media, video
+    from samrt import assets, media, reconstruct, video
     from samrt.media import track_video
+    from samrt.reconstruct import Reconstruction, Reconstructor
     from samrt.video import VideoPredictor, VideoTracker
 
 __version__ = "0.1.0"
@@ -50,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "BundleError",
+    "Cancelled",
     "CheckpointError",
     "ChecksumError",
     "DeadOutputError",
@@ -66,6 +69,8 @@ __all__ = [
     "PromptError",
     "Prompts",
     "ProviderError",
+    "Reconstruction",
+    "Reconstructor",
     "Result",
     "SamrtError",
     "TensorError",
@@ -74,23 +79,31 @@ __all__ = [
     "VideoTracker",
     "__version__",
     "as_rgb_uint8",
+    "assets",
     "grid",
     "load",
     "media",
     "overlay",
     "read_image",
+    "reconstruct",
     "track_video",
     "video",
 ]
 
-_VIDEO = {"VideoPredictor": "samrt.video", "VideoTracker": "samrt.video", "track_video": "samrt.media"}
+_LATER = {
+    "Reconstruction": "samrt.reconstruct",
+    "Reconstructor": "samrt.reconstruct",
+    "VideoPredictor": "samrt.video",
+    "VideoTracker": "samrt.video",
+    "track_video": "samrt.media",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Video is half of what there is to import, and most processes never track: it is loaded when first named."""
-    if name in {"media", "video"}:
+    """Video and 3D are most of what there is to import, and most processes need neither: they are loaded when first named."""
+    if name in {"assets", "media", "reconstruct", "video"}:
         return import_module(f"samrt.{name}")
-    if home := _VIDEO.get(name):
+    if home := _LATER.get(name):
         return getattr(import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

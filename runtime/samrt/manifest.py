@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from samrt.numbers import Numbers, ReconstructionNumbers, parse_numbers, parse_reconstruction
+from samrt.numbers import (
+    DepthNumbers,
+    Numbers,
+    ReconstructionNumbers,
+    parse_depth,
+    parse_numbers,
+    parse_reconstruction,
+)
 from samrt.schema import Cursor, parse_json
 from samrt_engines.errors import BundleError, ManifestError, UnsafePathError
 from samrt_engines.tensors import DTYPES, TensorSpec
@@ -121,6 +128,8 @@ class Manifest:
     plans: tuple[PlanRecord, ...] = ()
     reconstruction: ReconstructionNumbers | None = None
     """Of a model that makes 3D of a picture and a mask."""
+    depth: DepthNumbers | None = None
+    """Of a model that sees depth in a picture."""
 
     @property
     def numbers(self) -> Numbers:
@@ -163,16 +172,18 @@ def parse_manifest(document: Any) -> Manifest:
         root.key("graphs").fail("at least one graph")
     numbers = root.key("numbers")
     reconstruction = parse_reconstruction(numbers.key("reconstruction")) if numbers.has("reconstruction") else None
+    depth = parse_depth(numbers.key("depth")) if numbers.has("depth") else None
     abilities = tuple(cursor.text(r"[\w-]{1,50}") for cursor in root.key("abilities").items())
     return Manifest(
         version,
         _source(root.key("source")),
         graphs,
-        None if reconstruction and not numbers.has("image") else parse_numbers(numbers),
+        None if (reconstruction or depth) and not numbers.has("image") else parse_numbers(numbers),
         abilities,
         _file(root.key("selftest")) if root.has("selftest") else None,
         tuple(_plan(item, graphs) for item in root.key("plans").items(0, 4096)) if root.has("plans") else (),
         reconstruction,
+        depth,
     )
 
 

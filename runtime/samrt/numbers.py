@@ -130,6 +130,7 @@ class ReconstructionNumbers:
     grid: int  # voxels along one axis
     latent_grid: int  # tokens of the structure latent along one axis
     max_voxels: int
+    window: int  # voxels along a side of the attention windows
     prune_interior: bool  # whether voxels with a full 3 x 3 x 3 neighbourhood are dropped
     structure: FlowNumbers
     latent: FlowNumbers
@@ -138,6 +139,18 @@ class ReconstructionNumbers:
     pose: PoseNumbers | None
     gaussians: GaussianNumbers
     mesh: MeshNumbers
+
+
+@dataclass(frozen=True, slots=True)
+class DepthNumbers:
+    """The constants of a model that sees depth in a picture: what `samrt.reconstruct.moge` follows."""
+
+    remap: Literal["linear", "exp"]  # what made the points of the network's last numbers
+    patch_px: int
+    tokens: tuple[int, int]  # fewest and most patches it was trained with
+    position_grid: int  # patches along a side of the picture that positions are stored for
+    position_offset: float  # added to a number of patches before positions are scaled to it
+    mask_threshold: float
 
 
 VIEWS = ("crop_rgb", "full_rgb", "crop_mask", "full_mask", "object")
@@ -235,6 +248,7 @@ def parse_reconstruction(cursor: Cursor) -> ReconstructionNumbers:
         grid=cursor.key("grid").integer(8, 1024),
         latent_grid=cursor.key("latent_grid").integer(1, 256),
         max_voxels=cursor.key("max_voxels").integer(1, 1 << 24),
+        window=cursor.key("window").integer(1, 1024),
         prune_interior=cursor.key("prune_interior").flag(),
         structure=_flow(cursor.key("structure")),
         latent=_flow(cursor.key("latent")),
@@ -250,6 +264,22 @@ def parse_reconstruction(cursor: Cursor) -> ReconstructionNumbers:
             opacity_bias=gaussians.key("opacity_bias").number(1e-6, 1 - 1e-6),
         ),
         mesh=MeshNumbers(mesh.key("resolution").integer(8, 4096), mesh.key("sdf_bias").number(-1.0, 1.0)),
+    )
+
+
+def parse_depth(cursor: Cursor) -> DepthNumbers:
+    """Check and read the numbers of a model that sees depth. Raises ManifestError."""
+    least = cursor.key("tokens").items(2, 2)[0].integer(1, 1 << 20)
+    remap: Literal["linear", "exp"] = "exp"
+    if cursor.key("remap").text(choices=("linear", "exp")) == "linear":
+        remap = "linear"
+    return DepthNumbers(
+        remap=remap,
+        patch_px=cursor.key("patch_px").integer(1, 1024),
+        tokens=(least, cursor.key("tokens").items(2, 2)[1].integer(least, 1 << 20)),
+        position_grid=cursor.key("position_grid").integer(1, 4096),
+        position_offset=cursor.key("position_offset").number(0.0, 1.0),
+        mask_threshold=cursor.key("mask_threshold").number(),
     )
 
 

@@ -44,7 +44,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "licence": source.licence,
         "licence_note": source.licence_note,
         "made_with": {"samrt": source.samrt, "opset": source.opset, **source.versions},
-        "input_hw": list(manifest.numbers.image.size_hw),
+        "input_hw": None if manifest.prompted is None else list(manifest.prompted.image.size_hw),
+        "reconstruction": None if manifest.reconstruction is None else asdict(manifest.reconstruction),
         "abilities": list(manifest.abilities),
         "graphs": {
             name: {
@@ -82,14 +83,26 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _size(document: dict[str, Any]) -> str:
+    """What the model works on, and a comma; nothing for a model that says neither."""
+    if document["input_hw"] is not None:
+        height, width = document["input_hw"]
+        return f"{width} x {height}, "
+    if document["reconstruction"] is not None:
+        numbers = document["reconstruction"]
+        return (
+            f"views of {numbers['view_px']} px, {numbers['grid']}^3 voxels, mesh of {numbers['mesh']['resolution']}^3, "
+        )
+    return ""
+
+
 def _print(document: dict[str, Any]) -> None:
     console = Console()
     checkpoint = document["checkpoint"]
     weights = (
         f"random, seed {checkpoint['seed']}" if checkpoint["kind"] == "random" else f"sha256 {checkpoint['sha256']}"
     )
-    height, width = document["input_hw"]
-    console.print(f"[bold]{document['model']}[/bold]  {width} x {height}, {', '.join(document['abilities'])}")
+    console.print(f"[bold]{document['model']}[/bold]  {_size(document)}{', '.join(document['abilities'])}")
     console.print(f"weights: {weights}", soft_wrap=True)
     console.print(f"licence: {document['licence']}")
     console.print("made with: " + ", ".join(f"{name} {version}" for name, version in document["made_with"].items()))
