@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from xml.sax.saxutils import quoteattr
 
 import typer
@@ -42,9 +43,13 @@ def require_packages(command: str, packages: tuple[str, ...]) -> None:
 def export(
     model: Annotated[str, typer.Argument(help="A model of `samrt models`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the bundle goes.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Official .pt, or safetensors in either layout.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Official .pt, or safetensors in either layout; the official folder of a model of several."),
+    ] = None,
     hub: Annotated[str | None, typer.Option(help="Model id on the Hugging Face hub.")] = None,
     random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Live random weights.")] = None,
+    toy: Annotated[bool, typer.Option("--toy", help="The small model of the same make: MODEL-toy.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 (for GPUs), int8 (for CPUs).")] = "fp32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -56,6 +61,7 @@ def export(
     require_packages("export", TO_EXPORT)
     from samrt_export.export import export_model
 
+    model = f"{model}-toy" if toy else model
     with progress_bar(f"export {model}") as progress:
         report = export_model(
             model,
@@ -150,10 +156,10 @@ def models(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.
         {
             "model": model,
             "family": family.name,
-            "input": family.numbers(model)["image"]["size_hw"][0],
+            "input": _input_px(family.numbers(model)),
             "abilities": list(family.abilities(model)),
             "licence": family.licence(model)[0],
-            "weights": "shipped" if family.shipped_checkpoint(model) else f"--hub {family.hub_id(model)}",
+            "weights": _weights(family.shipped_checkpoint(model), family.hub_id(model)),
         }
         for family in families().values()
         for model in family.models
@@ -163,8 +169,24 @@ def models(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.
         return
     table = Table("model", "input", "licence", "weights", box=None)
     for row in rows:
-        table.add_row(str(row["model"]), f"{row['input']} px", str(row["licence"]), str(row["weights"]))
+        table.add_row(
+            str(row["model"]), f"{row['input']} px" if row["input"] else "any", str(row["licence"]), str(row["weights"])
+        )
     Console().print(table)
+
+
+def _input_px(numbers: Mapping[str, Any]) -> int | None:
+    """Side of the square picture that a model's first graph takes; None where it takes any."""
+    if "image" in numbers:
+        return int(numbers["image"]["size_hw"][0])
+    return int(numbers["reconstruction"]["view_px"]) if "reconstruction" in numbers else None
+
+
+def _weights(shipped: Path | None, hub_id: str | None) -> str:
+    """Where a model's weights come from."""
+    if shipped is not None:
+        return "shipped"
+    return f"--hub {hub_id}" if hub_id else "--checkpoint or --random-weights"
 
 
 def demo(

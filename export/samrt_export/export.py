@@ -66,7 +66,7 @@ def export_model(
         specs = family.graphs(weights.module, model)
         rows: list[ParityRow] = []
         entries: dict[str, Any] = {}
-        contents: dict[str, bytes] = {}
+        contents: dict[str, bytes | Path] = {}
         planned = {spec.name: planned_forms(spec, precision) for spec in specs}
         done, total = 0, sum(map(len, planned.values()))
         for spec in specs:
@@ -74,9 +74,9 @@ def export_model(
             runs = reference_runs(spec)
             entries[spec.name] = _graph_entry(spec) | {"forms": []}
             for form, form_precision in planned[spec.name]:
-                stored = make_form(spec, form, form_precision, runs, partial(_at, progress, done, total))
+                stored = make_form(spec, form, form_precision, runs, folder, partial(_at, progress, done, total))
                 contents[spec.name] = stored.content  # in the end of the last form, which is for any target
-                entries[spec.name]["forms"].append(write_file(folder, stored.file, stored.content) | stored.to_json())
+                entries[spec.name]["forms"].append(stored.to_json())
                 rows += stored.parity
                 done += 1
         progress("self-test", total, total)

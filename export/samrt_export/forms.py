@@ -4,46 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from samrt_engines.executor import open_executor
-from samrt_export.flops import count_flops
+from samrt_export.external import data_files, load_graph, openable, scratch_folder, store
+from samrt_export.flops import Shape, count_flops
 from samrt_export.onnx_graph import OPSET, onnx_from_spec
 from samrt_export.parity import ParityRow, ReferenceRun, measure_parity, refuse_misses, summary
 from samrt_export.precision.narrow import checked_narrow, narrow_form
-from samrt_export.registry import Feeds, Form, GraphSpec
+from samrt_export.registry import Form, GraphSpec
+from samrt_export.writer import record_file, write_file
 
 
 @dataclass(frozen=True)
 class StoredForm:
-    """An ONNX file that has passed its gate, and what the manifest says of it."""
+    """An ONNX file in a bundle's folder that has passed its gate, and what the manifest says of it."""
 
-    graph: str
-    targets: tuple[str, ...]
+    content: bytes | Path
+    """What an executor opens: the file's bytes; the path of one that has its constants in another file."""
+    record: dict[str, Any]
+    """The manifest's, of the file."""
+    data: list[dict[str, Any]]
+    """The same of the file with its constants, where there is one."""
     precision: str
-    content: bytes
+    targets: tuple[str, ...]
     parity: list[ParityRow]
     flops: float
     kept_fp32: list[dict[str, Any]] = field(default_factory=list)
     """What computes in fp32 in a narrow form, and why."""
 
-    @property
-    def file(self) -> str:
-        """Its name in the bundle."""
-        precision = () if self.precision == "fp32" else (self.precision,)
-        return ".".join((self.graph, *self.targets, *precision, "onnx"))
-
     def to_json(self) -> dict[str, Any]:
-        """The manifest's entry, the file's record apart."""
+        """The manifest's entry."""
         kept = {"kept_fp32": self.kept_fp32} if self.precision != "fp32" else {}
-        return {
-            "data": [],
-            "precision": self.precision,
-            "targets": list(self.targets),
-            "opset": OPSET,
-            "flops": self.flops,
-            "parity": summary(self.parity),
-        } | kept
+        return (
+            self.record
+            | {
+                "data": self.data,
+                "precision": self.precision,
+                "targets": list(self.targets),
+                "opset": OPSET,
+                "flops": self.flops,
+                "parity": summary(self.parity),
+            }
+            | kept
+        )
 
 
 def make_form(
@@ -51,38 +56,53 @@ def make_form(
     form: Form,
     precision: str,
     runs: tuple[ReferenceRun, ...],
+    folder: Path,
     progress: Callable[[str], None] = lambda step: None,
 ) -> StoredForm:
-    """Make a form of a graph. The fp32 graph is compared first: what is wrong there is no matter of precision.
+    """Make a form of a graph and write it into a bundle's folder, where a large one stays while it is worked on.
 
+    The fp32 graph is compared first: what is wrong there is no matter of precision.
     Raises ExportError, DeadOutputError, ParityError.
     """
     name = " for ".join((spec.name, *form.targets))
-    progress(f"{name}: ONNX")
-    model = onnx_from_spec(spec, form.module)
-    content = model.SerializeToString(deterministic=True)
-    progress(f"{name}: parity")
-    rows = checked_parity(spec, content, "fp32", form.targets, runs)
-    flops = count_flops(content, _usual_feeds(spec, runs[0]))
-    if precision == "fp32":
-        return StoredForm(spec.name, form.targets, precision, content, rows, flops)
-    progress(f"{name}: {precision}")
-    narrow = narrow_form(model, spec, precision, runs)
-    content = narrow.model.SerializeToString(deterministic=True)
-    progress(f"{name}: {precision} parity")
-    rows = checked_narrow(spec, content, precision, runs, targets=form.targets, fp32=model)
-    return StoredForm(spec.name, form.targets, precision, content, rows, flops, narrow.kept_fp32)
+    path = folder / ".".join((spec.name, *form.targets, *(() if precision == "fp32" else (precision,)), "onnx"))
+    with scratch_folder(folder) as scratch:
+        progress(f"{name}: ONNX")
+        model = onnx_from_spec(
+            spec, form.module, path.with_suffix(".data") if precision == "fp32" else scratch / "fp32.data"
+        )
+        progress(f"{name}: parity")
+        with openable(model) as content:
+            rows = checked_parity(spec, content, "fp32", form.targets, runs)
+        flops = count_flops(model, usual_shapes(spec))
+        kept_fp32: list[dict[str, Any]] = []
+        if precision == "fp32":
+            content = store(model, path)
+        else:
+            progress(f"{name}: {precision}")
+            narrow = narrow_form(model, spec, precision, runs)
+            content, kept_fp32 = store(narrow.model, path), narrow.kept_fp32
+            progress(f"{name}: {precision} parity")
+            rows = checked_narrow(spec, content, precision, runs, targets=form.targets, fp32=model)
+    if isinstance(content, bytes):
+        record, data = write_file(folder, path.name, content), []
+    else:
+        record, data = record_file(content), [record_file(file) for file in data_files(load_graph(content))]
+    return StoredForm(content, record, data, precision, form.targets, rows, flops, kept_fp32)
 
 
-def _usual_feeds(spec: GraphSpec, run: ReferenceRun) -> Feeds:
-    """Feeds of the profiles' opt sizes, which may be larger than those that parity is measured at."""
-    sizes = {symbol: usual for symbol, (_, usual, _) in spec.profiles.items()}
-    return run.feeds[0] if run.sizes == sizes else spec.sample(sizes, 0)
+def usual_shapes(spec: GraphSpec) -> dict[str, Shape]:
+    """The inputs' shapes at the profiles' opt sizes, which may be larger than those that parity is measured at."""
+    usual = {symbol: opt for symbol, (_, opt, _) in spec.profiles.items()}
+    return {
+        tensor.name: tuple(usual[size] if isinstance(size, str) else size for size in tensor.shape)
+        for tensor in spec.inputs
+    }
 
 
 def checked_parity(
     spec: GraphSpec,
-    content: bytes,
+    content: bytes | Path,
     precision: str,
     targets: tuple[str, ...] = (),
     runs: tuple[ReferenceRun, ...] | None = None,

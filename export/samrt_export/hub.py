@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from samrt_engines.errors import HubError, MissingExtraError
 
-FILE = "model.safetensors"
+FILES = ("model.safetensors", "model.pt")
+"""What checkpoints are called there; the first that a repository has is taken."""
 
 
 def download(hub_id: str) -> Path:
-    """Fetch a model's safetensors file (or find it in the local cache).
+    """Fetch a model's checkpoint (or find it in the local cache).
 
     Raises HubError when offline, when the model is gated, or when id or file do not exist.
     """
@@ -23,7 +25,9 @@ def download(hub_id: str) -> Path:
         ) from error
     offline = "download the file elsewhere and pass it: --checkpoint FILE"
     try:
-        return Path(huggingface_hub.hf_hub_download(repo_id=hub_id, filename=FILE))
+        for file in FILES:
+            with suppress(errors.RemoteEntryNotFoundError):
+                return Path(huggingface_hub.hf_hub_download(repo_id=hub_id, filename=file))
     except errors.GatedRepoError as error:
         raise HubError(
             f"{hub_id} is gated",
@@ -34,11 +38,10 @@ def download(hub_id: str) -> Path:
         raise HubError(
             "no such model on the hub", got=repr(hub_id), expected="an id such as facebook/sam2.1-hiera-tiny"
         ) from error
-    except errors.RemoteEntryNotFoundError as error:
-        raise HubError(f"{hub_id} has no {FILE}", fix=offline) from error
     except errors.LocalEntryNotFoundError as error:
         raise HubError(
             "the hub cannot be reached, and the file is not in the local cache", got=hub_id, fix=offline
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise HubError(f"the hub did not give {hub_id}", got=" ".join(str(error).split())[:200], fix=offline) from error
+    raise HubError(f"{hub_id} has no {' and no '.join(FILES)}", fix=offline)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -14,14 +15,17 @@ from torch import nn
 
 from samrt_engines.errors import ExportError
 from samrt_engines.tensors import TensorSpec
+from samrt_export import external
 from samrt_export.registry import GraphSpec
 
 OPSET = 23
 """The first with ``Attention`` and ``RotaryEmbedding``; TensorRT parses both since 10.15."""
 
 
-def onnx_from_spec(spec: GraphSpec, module: nn.Module) -> onnx.ModelProto:
+def onnx_from_spec(spec: GraphSpec, module: nn.Module, data: Path | None = None) -> onnx.ModelProto:
     """Trace, convert and clean one form of a graph.
+
+    data: a file that is not there yet; it takes the constants of a graph that is too large without (see `external`)
 
     The result declares exactly the spec's inputs and outputs. It carries no paths, no stack traces and no time: the same
     weights give the same bytes.
@@ -50,11 +54,33 @@ def onnx_from_spec(spec: GraphSpec, module: nn.Module) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
+    if data is not None:
+        _move_constants(program, data)
     model = program.model_proto
+    del program
     _declare(model.graph.input, spec.inputs, spec)
     _declare(model.graph.output, spec.outputs, spec)
     _strip(model, spec.name)
     return model
+
+
+def _move_constants(program: torch.onnx.ONNXProgram, data: Path) -> None:
+    """Write the constants of a large graph to a file, one after another: the whole never lies in memory twice."""
+    import onnx_ir
+
+    values = program.model.graph.initializers.values()
+    if sum(value.const_value.nbytes for value in values if value.const_value is not None) <= external.LIMIT_BYTES:
+        return
+    with data.open("xb") as file:
+        for value in values:
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= external.INLINE_BYTES:
+                continue
+            offset, shape = external.append_aligned(file), onnx_ir.Shape(tensor.shape.numpy())
+            file.write(tensor.tobytes())
+            value.const_value = onnx_ir.ExternalTensor(
+                str(data), offset, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or ""
+            )
 
 
 def _declare(values: Any, tensors: tuple[TensorSpec, ...], spec: GraphSpec) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from samrt_engines.errors import ExportError
 from samrt_engines.tensors import TensorSpec
 
-FAMILIES = ("sam2", "edgetam")
+FAMILIES = ("sam2", "edgetam", "sam3d", "trellis", "moge")
 
 Feeds = dict[str, NDArray[np.generic]]
 

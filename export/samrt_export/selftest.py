@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from samrt.selftest import Expected, SelfTest, expected_from_output
 from samrt_engines.executor import Executor, open_executor
 from samrt_engines.tensors import Array
 from samrt_export.parity import TOLERANCE, run_module
-from samrt_export.precision.emulate import runnable
+from samrt_export.precision.emulate import open_runnable
 from samrt_export.registry import GraphSpec
 
 SEED = 100
@@ -20,7 +21,7 @@ _LEAST = TOLERANCE["fp16"]
 """Of any precision: fp32 products run in TF32 on a GPU, which has the digits of fp16."""
 
 
-def make_selftest(specs: Sequence[GraphSpec], contents: Mapping[str, bytes]) -> SelfTest:
+def make_selftest(specs: Sequence[GraphSpec], contents: Mapping[str, bytes | Path]) -> SelfTest:
     """Run the modules in their chain, and the stored graphs beside them to see how far apart they may be.
 
     specs: in the order in which they run; contents: graph -> ONNX file of the form that targets without one of their own get
@@ -29,13 +30,13 @@ def make_selftest(specs: Sequence[GraphSpec], contents: Mapping[str, bytes]) -> 
     """
     inputs = _inputs(specs)
     right = dict(inputs)
+    wanted: dict[str, dict[str, Expected]] = {}
+    for spec in specs:
+        made = run_module(spec, {tensor.name: right[tensor.name] for tensor in spec.inputs})
+        right |= made
+        wanted[spec.name] = {name: expected_from_output(output, _LEAST) for name, output in made.items()}
     with ExitStack() as stack:
-        executors = {spec.name: stack.enter_context(_open(spec, contents[spec.name])) for spec in specs}
-        wanted: dict[str, dict[str, Expected]] = {}
-        for spec in specs:
-            made = run_module(spec, {tensor.name: right[tensor.name] for tensor in spec.inputs})
-            right |= made
-            wanted[spec.name] = {name: expected_from_output(output, _LEAST) for name, output in made.items()}
+        executors = _OneAtATime(specs, contents, stack)
         errors = {(row.graph, row.output): row.relative_l2 for row in SelfTest(inputs, wanted).run(executors)}
     expected = {
         graph: {
@@ -56,11 +57,32 @@ def _inputs(specs: Sequence[GraphSpec]) -> dict[str, Array]:
             continue
         for name, values in spec.sample(spec.checks[0], SEED).items():
             if name not in made:
-                inputs[name] = values.round() if values.ndim == 4 and values.shape[-1] == 3 else values
+                picture = values.ndim == 4 and values.shape[-1] == 3 and values.max() > 1  # of 0..255
+                inputs[name] = values.round() if picture else values
     return inputs
 
 
-def _open(spec: GraphSpec, content: bytes) -> Executor:
-    return open_executor(
-        runnable(content), backend="onnxruntime", device="cpu", inputs=spec.inputs, outputs=spec.outputs, name=spec.name
-    )
+class _OneAtATime(Mapping[str, Executor]):
+    """Executors of stored graphs, of which the last asked for is open: all together may be larger than the memory."""
+
+    def __init__(self, specs: Sequence[GraphSpec], contents: Mapping[str, bytes | Path], stack: ExitStack) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._contents = contents
+        self._open = stack
+
+    def __getitem__(self, graph: str) -> Executor:
+        spec, content = self._specs[graph], self._contents[graph]
+        self._open.close()
+        beside = content.parent if isinstance(content, Path) else None
+        model = self._open.enter_context(open_runnable(content, beside))
+        return self._open.enter_context(
+            open_executor(
+                model, backend="onnxruntime", device="cpu", inputs=spec.inputs, outputs=spec.outputs, name=spec.name
+            )
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)

@@ -12,7 +12,7 @@ from samrt.bundle import Bundle, open_bundle
 from samrt_engines.errors import BundleError, ExportError
 from samrt_engines.executor import open_executor
 from samrt_export.parity import TOLERANCE, ParityRow, form_name, measure_parity, reference_runs
-from samrt_export.precision.emulate import runnable
+from samrt_export.precision.emulate import open_runnable
 from samrt_export.precision.masks import MaskAgreement, compare_masks, open_forms
 from samrt_export.precision.tracks import TrackAgreement, compare_tracks
 from samrt_export.progress import Progress, silent
@@ -69,14 +69,12 @@ def verify_bundle(
         graph = manifest.graphs[name]
         if form.precision not in TOLERANCE:
             raise BundleError(f"{name}: cannot judge this precision", got=form.precision, expected=", ".join(TOLERANCE))
-        with open_executor(
-            runnable(bundle.read_model(form)),
-            device="cpu",
-            inputs=graph.inputs,
-            outputs=graph.outputs,
-            ranges=graph.ranges,
-            name=name,
-        ) as executor:
+        with (
+            open_runnable(bundle.read_model(form)) as model,
+            open_executor(
+                model, device="cpu", inputs=graph.inputs, outputs=graph.outputs, ranges=graph.ranges, name=name
+            ) as executor,
+        ):
             rows += measure_parity(specs[name], executor, form.precision, form.targets, runs(name))
     agreement, tracks = compare_precisions(path, bundle, masks, clips, progress)
     progress("done", len(forms), len(forms))

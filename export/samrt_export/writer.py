@@ -44,6 +44,13 @@ def write_file(folder: Path, name: str, content: bytes) -> dict[str, Any]:
     return {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
 
 
+def record_file(path: Path) -> dict[str, Any]:
+    """The manifest's record of a file that is already in the bundle's folder."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "sha256": digest, "size": path.stat().st_size}
+
+
 def write_manifest(folder: Path, document: dict[str, Any]) -> None:
     """Write manifest.json after checking it with the runtime's own reader."""
     parse_manifest(document)

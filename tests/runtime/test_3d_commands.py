@@ -45,7 +45,9 @@ def test_bench_measures_the_stages(ball: Path, tmp_path: Path) -> None:
 def test_bench_refuses_a_report_it_does_not_make(ball: Path, tmp_path: Path) -> None:
     result = run("bench", ball, "-o", tmp_path / "report.html")
     assert isinstance(result.exception, InputError)
-    assert "unknown kind of report for 3D | got: 'report.html' | expected: a name ending in .md or .json" in str(result.exception)
+    assert "unknown kind of report for 3D | got: 'report.html' | expected: a name ending in .md or .json" in str(
+        result.exception
+    )
 
 
 def test_reconstruct_is_a_command_and_its_classes_are_public() -> None:

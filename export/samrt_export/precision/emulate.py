@@ -10,11 +10,17 @@ inside ``Attention``. What is not: sums that a GPU accumulates in fp16. Parity i
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from samrt_export.external import converted, data_files, is_external, load_graph, openable, place_of, scratch_folder
 from samrt_export.precision.attention import expanded_attention
 from samrt_export.precision.elements import ELEMENT, EXACT, FLOAT, element_types, node_key
 
@@ -30,9 +36,28 @@ def is_typed(model: onnx.ModelProto) -> bool:
 
 
 def runnable(content: bytes | Path) -> bytes | Path:
-    """What to run on a CPU for an ONNX file: a typed graph's emulation, any other graph itself."""
-    model = onnx.load_from_string(content) if isinstance(content, bytes) else onnx.load(content)
+    """What to run on a CPU for an ONNX file whose constants it holds: a typed graph's emulation, any other graph itself."""
+    model = load_graph(content)
     return emulated(model).SerializeToString() if is_typed(model) else content
+
+
+@contextmanager
+def open_runnable(content: bytes | Path, beside: Path | None = None) -> Iterator[bytes | Path]:
+    """`runnable` for any graph. What a large typed one needs is there until the end.
+
+    beside: a folder to write to, on a disk with room for the graph's constants; None is the system's for temporary files
+    """
+    model = load_graph(content)
+    if not is_external(model) or not is_typed(model):
+        yield runnable(content)
+        return
+    assert isinstance(content, Path)
+    # ONNX Runtime reads no constants from outside a graph's own folder, and a bundle's is not for writing.
+    with scratch_folder(beside or Path(tempfile.gettempdir())) as folder:
+        for file in (content, *data_files(model)):
+            shutil.copyfile(file, folder / file.name)
+        with openable(emulated(load_graph(folder / content.name))) as path:
+            yield path
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -45,16 +70,31 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.name = model.graph.name
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
-    graph.initializer.extend(_widened(tensor) for tensor in model.graph.initializer)
+    stored = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _PRECISION and place_of(tensor) is not None:
+            stored[tensor.name] = _renamed(tensor, f"{tensor.name}/stored")
+            graph.initializer.append(stored[tensor.name])
+        else:
+            graph.initializer.append(_widened(tensor))
     for node in model.graph.node:
+        for name in node.input:
+            if name in stored:  # widened where it is first used: not all of a large graph's constants at once
+                cast = helper.make_node("Cast", [stored.pop(name).name], [name], name=f"{name}/cast", to=FLOAT)
+                graph.node.append(cast)
         graph.node.extend(_emulated_node(node, types))
     return new
 
 
 def _widened(tensor: TensorProto) -> TensorProto:
-    if tensor.data_type not in _PRECISION:
-        return tensor
-    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name)
+    return converted(tensor, np.dtype(np.float32), tensor.name) if tensor.data_type in _PRECISION else tensor
+
+
+def _renamed(tensor: TensorProto, name: str) -> TensorProto:
+    new = TensorProto()
+    new.CopyFrom(tensor)
+    new.name = name
+    return new
 
 
 def _emulated_node(node: onnx.NodeProto, types: dict[str, int]) -> list[onnx.NodeProto]:

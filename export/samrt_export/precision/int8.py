@@ -19,6 +19,7 @@ import onnx
 
 from samrt_engines.errors import ExportError, ParityError
 from samrt_engines.executor import open_executor
+from samrt_export.external import data_files, is_external, load_graph, openable
 from samrt_export.parity import ReferenceRun
 from samrt_export.precision.divergence import error_by_node
 from samrt_export.precision.elements import FLOAT, node_key
@@ -66,9 +67,10 @@ def quantise(model: onnx.ModelProto, spec: GraphSpec, runs: tuple[ReferenceRun, 
         kept = worst[:count]
         if count:
             narrow = quantised_graph(model, kept)
-        with open_executor(
-            narrow.SerializeToString(), device="cpu", inputs=spec.inputs, outputs=spec.outputs, name=spec.name
-        ) as executor:
+        with (
+            openable(narrow) as content,
+            open_executor(content, device="cpu", inputs=spec.inputs, outputs=spec.outputs, name=spec.name) as executor,
+        ):
             ours = [executor.run(run.feeds[0]) for run in runs]
         error = worst_output(ours, spec, runs)
         if error <= bar:
@@ -89,9 +91,33 @@ def quantise(model: onnx.ModelProto, spec: GraphSpec, runs: tuple[ReferenceRun, 
 
 def quantised_graph(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> onnx.ModelProto:
     """ONNX Runtime's dynamic quantisation of ``MatMul`` with signed per-channel weights."""
-    quantization = import_module("onnxruntime.quantization")
-    with tempfile.TemporaryDirectory() as folder, _quiet_quantiser():
+    quantised = _quantised_in_files(model, keep_fp32) if is_external(model) else _quantised(model, keep_fp32)
+    quantised.producer_name, quantised.producer_version = model.producer_name, ""
+    del quantised.metadata_props[:], quantised.graph.value_info[:]
+    quantised.graph.name = model.graph.name
+    return quantised
+
+
+def _quantised(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
+        _quantise_to(path, model, keep_fp32)
+        return onnx.load(path)
+
+
+def _quantised_in_files(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> onnx.ModelProto:
+    """The same of a large graph; its new constants are files near the old ones."""
+    near = data_files(model)[0].parent
+    folder = Path(tempfile.mkdtemp(prefix="int8.", dir=near))
+    path = folder / "int8.onnx"
+    with openable(model) as source:
+        _quantise_to(path, source, keep_fp32)
+    return load_graph(path)
+
+
+def _quantise_to(path: Path, model: onnx.ModelProto | bytes | Path, keep_fp32: Sequence[str]) -> None:
+    quantization = import_module("onnxruntime.quantization")
+    with _quiet_quantiser():
         quantization.quantize_dynamic(
             model,
             path,
@@ -99,14 +125,10 @@ def quantised_graph(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> onnx.Mo
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=list(keep_fp32),
+            use_external_data_format=isinstance(model, Path),
             # The type of what ONNX Runtime's fused operators give, which its quantiser does not know.
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": FLOAT},
         )
-        quantised = onnx.load(path)
-    quantised.producer_name, quantised.producer_version = model.producer_name, ""
-    del quantised.metadata_props[:], quantised.graph.value_info[:]
-    quantised.graph.name = model.graph.name
-    return quantised
 
 
 @contextmanager

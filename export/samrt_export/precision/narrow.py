@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
 
 from samrt_engines.executor import open_executor
+from samrt_export.external import load_graph
 from samrt_export.parity import ParityRow, ReferenceRun, measure_parity, refuse_misses
 from samrt_export.precision import int8
 from samrt_export.precision.divergence import first_divergence
-from samrt_export.precision.emulate import runnable
+from samrt_export.precision.emulate import open_runnable
 from samrt_export.precision.islands import choose_islands
 from samrt_export.precision.tolerance import NARROW_TOLERANCE
 from samrt_export.registry import Form, GraphSpec
@@ -66,7 +68,7 @@ def narrow_form(model: onnx.ModelProto, spec: GraphSpec, precision: str, runs: t
 
 def checked_narrow(
     spec: GraphSpec,
-    content: bytes,
+    content: bytes | Path,
     precision: str,
     runs: tuple[ReferenceRun, ...],
     *,
@@ -78,19 +80,22 @@ def checked_narrow(
     fp32: the graph it was made from; with it, a miss names the first node that differs. Raises DeadOutputError, ParityError.
     """
     ranges = {symbol: (least, most) for symbol, (least, _, most) in spec.profiles.items()}
-    with open_executor(
-        runnable(content), device="cpu", inputs=spec.inputs, outputs=spec.outputs, ranges=ranges, name=spec.name
-    ) as executor:
+    with (
+        open_runnable(content, content.parent if isinstance(content, Path) else None) as model,
+        open_executor(
+            model, device="cpu", inputs=spec.inputs, outputs=spec.outputs, ranges=ranges, name=spec.name
+        ) as executor,
+    ):
         rows = list(measure_parity(spec, executor, precision, targets, runs))
     refuse_misses(rows, lambda: _first_difference(fp32, content, runs, NARROW_TOLERANCE[precision]))
     return rows
 
 
 def _first_difference(
-    fp32: onnx.ModelProto | None, content: bytes, runs: tuple[ReferenceRun, ...], tolerance: float
+    fp32: onnx.ModelProto | None, content: bytes | Path, runs: tuple[ReferenceRun, ...], tolerance: float
 ) -> str:
     """For a message: the first node out of tolerance, on the last run, which is the largest."""
     if fp32 is None:
         return ""
-    first = first_divergence(fp32, onnx.load_from_string(content), runs[-1].feeds[0], tolerance)
+    first = first_divergence(fp32, load_graph(content), runs[-1].feeds[0], tolerance)
     return f", first at {first}" if first else ", spread over many nodes"

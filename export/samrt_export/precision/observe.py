@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from samrt_engines.backends import import_onnxruntime
+from samrt_export.external import openable
 from samrt_export.precision.elements import ELEMENT, FLOAT, element_types
 from samrt_export.registry import Feeds
 
@@ -79,5 +80,10 @@ def _run(
     options.enable_cpu_mem_arena = False  # it would double what a large encoder takes
     options.log_severity_level = 3
     part = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-    session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}
+    if not wanted:
+        return {}
+    with openable(part) as content:
+        session = ort.InferenceSession(
+            content if isinstance(content, bytes) else str(content), options, providers=["CPUExecutionProvider"]
+        )
+        return dict(zip(wanted, session.run(wanted, feeds), strict=True))

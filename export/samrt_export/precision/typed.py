@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from samrt_engines.errors import ExportError
+from samrt_export.external import converted, largest_of
 from samrt_export.precision.elements import (
     ELEMENT,
     FLOAT,
@@ -50,8 +50,7 @@ def forced_fp32(model: onnx.ModelProto, precision: str) -> dict[str, str]:
     too_large = {}
     for tensor in model.graph.initializer:
         if tensor.data_type == FLOAT:
-            values = numpy_helper.to_array(tensor)
-            largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+            largest = largest_of(tensor)
             if largest > LARGEST[precision]:
                 too_large[tensor.name] = largest
     forced = {}
@@ -205,8 +204,7 @@ class _Typing:
         return f"{name}/{self.precision if narrow else 'fp32'}"
 
     def _narrow_constant(self, name: str, key: str) -> TensorProto:
-        values = numpy_helper.to_array(self.initializers[name])
-        return numpy_helper.from_array(values.astype(NUMPY[self.precision]), key)
+        return converted(self.initializers[name], NUMPY[self.precision], key)
 
     def _finished(self) -> onnx.ModelProto:
         new = onnx.ModelProto()

@@ -2,7 +2,7 @@
 
 The schedule is u = i / steps, t = u / (1 + (rescale_t - 1) (1 - u)). Where guidance is on, a velocity is
 (1 + s) conditioned - s unconditioned, in every modality. The unconditioned one is of a condition of zeros; without a norm on
-the keys all of them are then alike, and one token of zeros gives what thousands do, in half the time.
+the keys all of them are then alike, and a token or two of zeros give what thousands do, in half the time.
 """
 
 from __future__ import annotations

@@ -70,6 +70,11 @@ def make_conditions(job: Job, feeds: Mapping[str, Array]) -> tuple[Float32Array,
     return known[SS_CONDITION], known[SLAT_CONDITION]
 
 
+NOTHING = 2
+"""Tokens of zeros that stand for no condition. One would do, but after a run with a single key OpenVINO 2026.4 computes
+attention over a dynamic number of keys wrongly."""
+
+
 @dataclass(frozen=True)
 class GraphVelocity:
     """Asks a flow's graph which way to go. See `samrt.reconstruct.flow_sampling.Velocity`."""
@@ -80,7 +85,7 @@ class GraphVelocity:
     fixed: Mapping[str, Array]  # index maps
 
     def __call__(self, state: State, *, time: float, step: float, conditioned: bool) -> dict[str, Float32Array]:
-        condition = self.condition if conditioned else np.zeros((1, 1, self.condition.shape[2]), np.float32)
+        condition = self.condition if conditioned else np.zeros((1, NOTHING, self.condition.shape[2]), np.float32)
         times = {f"{self.prefix}_time": time, f"{self.prefix}_step": step}
         made = self.stage.run(
             {

@@ -226,7 +226,7 @@ def test_seeds_repeat_and_noise_may_be_the_callers(tmp_path: Path) -> None:
         _reconstruct(folder, noise={"slatt": noise})
 
 
-def test_the_unconditioned_pass_is_fed_one_token_of_zeros(ball: Path, monkeypatch) -> None:
+def test_the_unconditioned_pass_is_fed_two_tokens_of_zeros(ball: Path, monkeypatch) -> None:
     fed = []
     run = stages.Stage.run
 
@@ -240,7 +240,7 @@ def test_the_unconditioned_pass_is_fed_one_token_of_zeros(ball: Path, monkeypatc
     _reconstruct(ball, mesh=False, gaussians=False)
     structure = [feeds for name, feeds in fed if name == "structure"]
     shapes = [feeds["ss_condition"].shape for feeds in structure]
-    assert shapes == [(1, 6, 3), (1, 1, 3)] * 5 + [(1, 6, 3)]
+    assert shapes == [(1, 6, 3), (1, 2, 3)] * 5 + [(1, 6, 3)]
     assert not any(feeds["ss_condition"].any() for feeds in structure[1::2])
     times = [i / 6 / (3 - 2 * i / 6) * 1000 for i in range(6)]
     np.testing.assert_allclose([feeds["ss_time"][0] for feeds in structure[::2]], times, rtol=1e-6)
