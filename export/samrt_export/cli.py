@@ -51,6 +51,10 @@ def export(
     random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Live random weights.")] = None,
     toy: Annotated[bool, typer.Option("--toy", help="The small model of the same make: MODEL-toy.")] = False,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 (for GPUs), int8 (for CPUs).")] = "fp32",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Only for these: onnxruntime-cpu, openvino, onnxruntime-cuda, tensorrt. Repeatable."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -70,6 +74,7 @@ def export(
             hub=hub,
             random_seed=random_weights,
             precision=precision,
+            targets=tuple(target) if target else None,
             overwrite=overwrite,
             progress=progress,
         )

@@ -17,7 +17,7 @@ from samrt_engines.errors import ExportError
 from samrt_export.forms import make_form
 from samrt_export.onnx_graph import OPSET
 from samrt_export.parity import TOLERANCE, ParityRow, reference_runs
-from samrt_export.precision.narrow import planned_forms
+from samrt_export.precision.narrow import TARGETS, forms_for, planned_forms
 from samrt_export.progress import Progress, silent
 from samrt_export.registry import Family, GraphSpec, find
 from samrt_export.selftest import make_selftest
@@ -46,13 +46,15 @@ def export_model(
     hub: str | None = None,
     random_seed: int | None = None,
     precision: str = "fp32",
+    targets: tuple[str, ...] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ExportReport:
     """Export a model to a bundle at ``out``.
 
     Every graph is compared with PyTorch before the bundle gets its name; a killed or failed export leaves nothing there.
-    Raises ExportError for an unknown model or precision, CheckpointError (HubError) for its weights, ParityError and
+    targets: of `TARGETS`, what the bundle is for: it then holds no other forms of its graphs. None: for all
+    Raises ExportError for an unknown model, precision or target, CheckpointError (HubError) for its weights, ParityError and
     DeadOutputError when a graph is not its module, BundleError when ``out`` cannot be written.
     """
     started = time.perf_counter()
@@ -60,6 +62,8 @@ def export_model(
     family = find(model)
     if precision not in PRECISIONS:
         raise ExportError("unknown precision", got=repr(precision), expected=", ".join(PRECISIONS))
+    if targets is not None and not (targets and set(targets) <= set(TARGETS)):
+        raise ExportError("unknown target", got=", ".join(targets) or "none", expected=", ".join(TARGETS))
     with bundle_folder(out, overwrite=overwrite) as folder:
         progress("weights", 0, 1)
         weights = load_weights(family, model, checkpoint=checkpoint, hub=hub, random_seed=random_seed)
@@ -67,7 +71,7 @@ def export_model(
         rows: list[ParityRow] = []
         entries: dict[str, Any] = {}
         contents: dict[str, bytes | Path] = {}
-        planned = {spec.name: planned_forms(spec, precision) for spec in specs}
+        planned = {spec.name: forms_for(planned_forms(spec, precision), targets) for spec in specs}
         done, total = 0, sum(map(len, planned.values()))
         for spec in specs:
             progress(f"{spec.name}: PyTorch", done, total)
@@ -75,7 +79,7 @@ def export_model(
             entries[spec.name] = _graph_entry(spec) | {"forms": []}
             for form, form_precision in planned[spec.name]:
                 stored = make_form(spec, form, form_precision, runs, folder, partial(_at, progress, done, total))
-                contents[spec.name] = stored.content  # in the end of the last form, which is for any target
+                contents[spec.name] = stored.content  # in the end of the last form, which is for most targets
                 entries[spec.name]["forms"].append(stored.to_json())
                 rows += stored.parity
                 done += 1

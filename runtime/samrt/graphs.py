@@ -73,6 +73,12 @@ def choose_form(graph: Graph, name: str, backend: str, device: str) -> Form:
     )
 
 
+def has_form(graph: Graph, backend: str, device: str) -> bool:
+    """Whether `choose_form` finds one."""
+    target = _target(backend, device) if any(form.targets for form in graph.forms) else backend
+    return any(not form.targets or target in form.targets for form in graph.forms)
+
+
 def largest(graph: Graph, tensor: str, axis: int) -> int:
     """The largest size of an axis of an input: its fixed size, its profile's maximum, or practically no limit."""
     size = next(spec.shape[axis] for spec in graph.inputs if spec.name == tensor)

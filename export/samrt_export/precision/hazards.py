@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from samrt_export.precision.elements import EXACT, LARGEST, ROUNDOFF, element_types, node_key
+from samrt_export.precision.elements import EXACT, LARGEST, MOVES, ROUNDOFF, element_types, node_key
 from samrt_export.precision.ranges import Range
 from samrt_export.precision.typed import forced_fp32
 
@@ -26,6 +26,8 @@ _NORMS = {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "
 }
 _SOFTMAXES = {"LogSoftmax", "Softmax"}
 _STEEP = _SOFTMAXES | {"Exp", "Log", "Pow", "Reciprocal", "Softplus", "Sqrt"}
+_SQUARES = {"Mul", "Pow", "Sub"}
+_DEVIATION = {"Add", "Sqrt", "Reciprocal"}
 _SUMS = {"GlobalAveragePool", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceSum", "ReduceSumSquare"}
 
 
@@ -57,6 +59,7 @@ def find_hazards(model: onnx.ModelProto, ranges: Mapping[str, Range], precision:
     large = _around(model, ranges, lambda seen: seen.largest > limit / HEADROOM)
     add(large, True, f"values within a factor of {HEADROOM} of the largest or above: {end}")
     add(_long_sums(model, ranges), True)
+    add(_sums_of_rows(model), True, "statistics over all rows, however many there are, and the squares that they sum")
     add(_score_heads(model), True, "scores that rank candidates: narrow, close ones become ties")
     if precision == "fp16":
         add(_long_attention(model, ranges), True)
@@ -98,6 +101,36 @@ def _long_sums(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str,
         if terms >= LONG_SUM:
             long[node_key(node)] = f"sums {LONG_SUM} terms or more"
     return long
+
+
+def _sums_of_rows(model: onnx.ModelProto) -> list[str]:
+    """Sums over the first axis, the squares that they sum, and what is made of them up to a deviation's reciprocal.
+
+    What has rows of voxels has more of them than any sample shows, and a variance overflows fp16 from a deviation of 256 on.
+    """
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    first_axis = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if list(tensor.dims) == [1] and not numpy_helper.to_array(tensor)
+    }
+    sums = [
+        node
+        for node in model.graph.node
+        if node.op_type in _SUMS and len(node.input) > 1 and node.input[1] in first_axis
+    ]
+    found, pending = dict.fromkeys(map(node_key, sums)), list(sums)
+    while pending:
+        node = pending.pop()
+        found[node_key(node)] = None
+        pending += [made_by[name] for name in node.input if name in made_by and made_by[name].op_type in _SQUARES]
+    reached = {name for node in sums for name in node.output}
+    for node in model.graph.node:  # in the graph's order
+        if node.op_type in _DEVIATION | _SUMS | MOVES and reached.intersection(node.input):
+            reached.update(node.output)
+            if node.op_type not in MOVES:
+                found[node_key(node)] = None
+    return list(found)
 
 
 def _long_attention(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, str]:

@@ -20,6 +20,8 @@ from samrt_export.registry import Form, GraphSpec
 
 FOR_CPU = ("onnxruntime-cpu", "openvino")
 """Targets that get an fp32 form in a bundle for GPUs."""
+TARGETS = (*FOR_CPU, "onnxruntime-cuda", "tensorrt")
+"""What a graph may be loaded for."""
 
 
 def planned_forms(spec: GraphSpec, precision: str) -> tuple[tuple[Form, str], ...]:
@@ -42,6 +44,17 @@ def planned_forms(spec: GraphSpec, precision: str) -> tuple[tuple[Form, str], ..
     missing = tuple(target for target in FOR_CPU if choose(spec, target) is general)
     wide = [*targeted, *([Form(general.module, missing)] if missing else [])]
     return *((form, "fp32") for form in wide), (general, precision)
+
+
+def forms_for(planned: tuple[tuple[Form, str], ...], targets: tuple[str, ...] | None) -> tuple[tuple[Form, str], ...]:
+    """Of planned forms those that the targets would take; all of them without targets."""
+    if targets is None:
+        return planned
+    taken = [
+        next(index for index, (form, _) in enumerate(planned) if not form.targets or target in form.targets)
+        for target in targets
+    ]
+    return tuple(planned[index] for index in sorted(set(taken)))
 
 
 def choose(spec: GraphSpec, target: str) -> Form:
