@@ -65,7 +65,7 @@ def test_the_docstring_draws_the_tree() -> None:
     drawn: list[tuple[str, str, str]] = []
     above = ["Exception"]  # from the root's parent down to the line before
     for line in (errors.__doc__ or "").splitlines():
-        if match := re.match(r"    ([│├└─ ]*)(\w+Error)(?: \(\w+\))? +([a-z.]+) ", line):
+        if match := re.match(r"    ([│├└─ ]*)(\w+Error|Cancelled)(?: \(\w+\))? +([a-z.]+) ", line):
             depth = len(match[1]) // 4 + 1
             above[depth:] = [match[2]]
             drawn.append((match[2], match[3], above[depth - 1]))

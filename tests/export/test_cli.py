@@ -36,6 +36,13 @@ def test_models_lists_all_of_them() -> None:
         ),
         "nano",
         "edgetam",
+        "sam3d-objects",
+        "sam3d-objects-toy",
+        "nano-3d",
+        "trellis-image-large",
+        "trellis-image-toy",
+        "moge-vitl",
+        "moge-toy",
     ]
     assert "facebook/sam2.1-hiera-large" in run("models").stdout
 

@@ -120,7 +120,7 @@ def mesh_decoder_stage(decoder: SlatDecoderMesh, steps: int = 600) -> Stage:
     return Stage("mesh_decoder", {"slat_decoder_mesh": decoder}, losses, steps, 4e-3)
 
 
-def gaussian_decoder_stage(name: str, decoder: SlatDecoderGs, steps: int = 500) -> Stage:
+def gaussian_decoder_stage(name: str, decoder: SlatDecoderGs, steps: int = 1000) -> Stage:
     """Gaussians laid flat on the surface. name: of the decoder in the checkpoint."""
     graph, numbers = GaussiansGraph(decoder), nano_numbers().gaussians
     pattern = decoder.offset_perturbation.tanh().numpy() * (OFFSET_VOXELS / CONFIG.grid)

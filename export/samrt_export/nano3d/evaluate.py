@@ -194,8 +194,8 @@ class PipelineScores:
 
 
 def judge_pipeline(model: Reconstructor, seed: int) -> PipelineScores:
-    """Held-out photograph number ``seed``, reconstructed from noise of seed 0."""
-    photo = photograph(HELD_OUT_SEED + seed)
+    """Photograph number ``seed``, reconstructed from noise of seed 0: held out from HELD_OUT_SEED on."""
+    photo = photograph(seed)
     made = model.reconstruct(photo.image, photo.mask, pointmap=photo.pointmap)
     assert made.mesh is not None
     assert made.gaussians is not None
@@ -230,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=CHECKPOINT)
     parser.add_argument("--bundle", type=Path, help="judge the whole way with this exported bundle")
+    parser.add_argument("--first", type=int, default=HELD_OUT_SEED, help="photograph; 0 begins those learned by heart")
     parser.add_argument("--count", type=int, default=16)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -240,7 +241,7 @@ def main() -> None:
         return
     with Reconstructor(arguments.bundle) as reconstructor:
         for seed in range(arguments.count):
-            print(_shown(judge_pipeline(reconstructor, seed)), flush=True)
+            print(_shown(judge_pipeline(reconstructor, arguments.first + seed)), flush=True)
 
 
 if __name__ == "__main__":

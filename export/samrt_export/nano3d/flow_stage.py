@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samrt.sparse import SparseMaps
@@ -87,8 +87,8 @@ def _fuse(fuser: TokenFuser, tokens: Sequence[Tensor], count: int) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def flow_stage(model: Sam3d, examples: Sequence[Example], steps: int = 1200) -> Stage:
-    """Both generators, on photographs of these examples."""
+def flow_stage(name: str, model: Sam3d, examples: Sequence[Example], steps: int, rate: float) -> Stage:
+    """Both generators, on these examples."""
     conditions = Conditions(model)
 
     def losses(rng: np.random.Generator, step: int) -> Losses:
@@ -100,9 +100,8 @@ def flow_stage(model: Sam3d, examples: Sequence[Example], steps: int = 1200) -> 
         latent_loss = [_latent_loss(model, e, slat[i : i + 1], rng) for i, e in enumerate(chosen[:LATENT_BATCH])]
         return _structure_losses(model, batch, ss, rng) | {"latent": torch.stack(latent_loss).mean()}
 
-    return Stage(
-        "flows", {"ss_generator": model.ss_generator, "slat_generator": model.slat_generator}, losses, steps, 1.5e-3
-    )
+    modules: dict[str, nn.Module] = {"ss_generator": model.ss_generator, "slat_generator": model.slat_generator}
+    return Stage(name, modules, losses, steps, rate)
 
 
 def _normal(rng: np.random.Generator, like: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Trains nano 3D from nothing: ``python -m samrt_export.nano3d.train --out nano3d.safetensors --run FOLDER``.
 
 Every object, photograph and noise follows from the step, so a run can be cut and resumed and comes to the same place (up to the
-machine's floating-point order). About half an hour of one processor core. Stages do not depend on one another and may run side
-by side on one folder (``--stage``); ``--out`` is written from what is there.
+machine's floating-point order). About half an hour of one processor core. All stages but the last, which goes on from ``flows``,
+do not depend on one another and may run side by side on one folder (``--stage``); ``--out`` is written from what is there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from samrt_export.nano3d.training import Stage, averaged_weights, part_of, run_s
 
 EXAMPLES = 1500
 
-STAGES = ("structure_decoder", "mesh_decoder", "slat_decoder_gs", "slat_decoder_gs_4", "flows")
+HANDFUL = 8
+"""Photographs, from seed 0 on, that the flows learn by heart at last: those that a demonstration shows."""
+STAGES = ("structure_decoder", "mesh_decoder", "slat_decoder_gs", "slat_decoder_gs_4", "flows", "handful")
+"""In this order: a later stage's weights take the place of an earlier one's."""
 
 
 def make_stage(name: str, model: Sam3d, folder: Path) -> Stage:
@@ -36,7 +39,10 @@ def make_stage(name: str, model: Sam3d, folder: Path) -> Stage:
     if name == "mesh_decoder":
         return mesh_decoder_stage(part_of(model.slat_decoder_mesh, SlatDecoderMesh))
     if name == "flows":
-        return flow_stage(model, load_examples(EXAMPLES, folder))
+        return flow_stage(name, model, load_examples(EXAMPLES, folder), 1200, 1.5e-3)
+    if name == "handful":
+        model.load_state_dict(averaged_weights("flows", folder), strict=False)
+        return flow_stage(name, model, load_examples(HANDFUL, folder), 900, 1.5e-3)
     return gaussian_decoder_stage(name, part_of(model.get_submodule(name), SlatDecoderGs))
 
 

@@ -35,7 +35,7 @@ from __future__ import annotations
 from torch import nn
 
 from samrt_export.families.sam3d.condition import condition_graphs
-from samrt_export.families.sam3d.config import CONFIGS, Sam3dConfig
+from samrt_export.families.sam3d.config import CONFIGS, NANO_3D_CHECKPOINT, Sam3dConfig
 from samrt_export.families.sam3d.folder import read_state
 from samrt_export.families.sam3d.model import Sam3d, build, fit, randomize
 from samrt_export.families.sam3d.numbers import reconstruction_numbers
@@ -64,6 +64,11 @@ def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
     )
 
 
+def _licence(model: str) -> tuple[str, str]:
+    """nano-3d was trained by this project on solids that it made up itself."""
+    return ("Apache-2.0", "") if model == "nano-3d" else ("SAM License", LICENCE_NOTE)
+
+
 FAMILY = Family(
     name="sam3d",
     models=tuple(CONFIGS),
@@ -73,9 +78,9 @@ FAMILY = Family(
     abilities=lambda model: ("reconstruction",),
     official_from_hf=dict,
     randomize=randomize,
-    licence=lambda model: ("SAM License", LICENCE_NOTE),
+    licence=_licence,
     hub_id=lambda model: None,
-    shipped_checkpoint=lambda model: None,
+    shipped_checkpoint=lambda model: NANO_3D_CHECKPOINT if model == "nano-3d" else None,
     read_state=read_state,
     fit=fit,
 )
