@@ -19,7 +19,7 @@ from samrt_export.nano3d.evaluate import Score, score_gaussians, score_mesh, sil
 from samrt_export.nano3d.rendering import Photo, photograph
 
 MODEL = "nano-3d"
-PHOTOGRAPHS = (2, 4, 1)
+PHOTOGRAPHS = (5, 1, 0)
 """Of `samrt_export.nano3d.train.HANDFUL`."""
 SHEET = "reconstruct.png"
 PICTURE_FILE, MASK_FILE, POINTS_FILE = "object.png", "object-mask.png", "object-points.npy"
@@ -45,7 +45,7 @@ class Solid:
     mesh_file: str
     gaussians_file: str
     views: Picture
-    """The photograph with its mask, and the mesh from a few angles."""
+    """The photograph, dark where the mask is not, and the mesh from a few angles."""
 
 
 def reconstruct_solids(bundle: Path, out: Path) -> tuple[Solid, ...]:
@@ -67,7 +67,8 @@ def _reconstruct(reconstructor: samrt.Reconstructor, photo: Photo, out: Path) ->
     mesh_file, gaussians_file = f"{photo.solid.kind}.glb", f"{photo.solid.kind}.ply"
     write_glb(out / mesh_file, made.mesh)
     write_ply(out / gaussians_file, made.gaussians)
-    shown = PIL.Image.fromarray(samrt.overlay(photo.image, photo.mask[None]))
+    dimmed = np.where(photo.mask[..., None], photo.image, photo.image // 2)
+    shown = PIL.Image.fromarray(dimmed)
     tile = np.asarray(shown.resize((VIEW_PX, VIEW_PX), PIL.Image.Resampling.LANCZOS))
     return Solid(
         kind=photo.solid.kind,

@@ -33,7 +33,7 @@ def count_flops(model: bytes | onnx.ModelProto, inputs: Mapping[str, NDArray[Any
     nodes = [node for node in graph.graph.node if node.op_type in COUNTED]
     if not nodes:
         return 0.0
-    shapes = _Shapes(graph, {name: tuple(getattr(one, "shape", one)) for name, one in inputs.items()}).run()
+    shapes = infer_shapes(graph, {name: tuple(getattr(one, "shape", one)) for name, one in inputs.items()})
     for node in nodes:
         unknown = [name for name in (*node.input[:3], node.output[0]) if name and name not in shapes]
         if unknown:
@@ -45,6 +45,11 @@ def count_flops(model: bytes | onnx.ModelProto, inputs: Mapping[str, NDArray[Any
     return sum(
         _flops(node, [shapes[name] for name in node.input[:3] if name], shapes[node.output[0]]) for node in nodes
     )
+
+
+def infer_shapes(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Tensor -> shape, for given shapes of the inputs; tensors whose shape does not follow from them are left out."""
+    return _Shapes(model, inputs).run()
 
 
 class _Shapes:
