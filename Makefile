@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv; a machine with Python 3.11 is enough.
 #
-#   make demo     the whole way on the shipped model: export, verify, segment, track; pictures and a report in demo-out
+#   make demo     the whole way on the shipped model: export, verify, segment, track, reconstruct; pictures and a report in demo-out
 #   make test     the tests that need no GPU
 #   make check    linter, formatter, types, imports
 #   make bench    latency and memory of the shipped model, next to PyTorch, and how well it tracks; written to bench-out

@@ -1,4 +1,4 @@
-"""What tests of several floors share: one export of the shipped model, and a cache folder that is nobody's."""
+"""What tests of several floors share: exports of the shipped model, one demo, and a cache folder that is nobody's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from samrt_export.demo import DemoReport, run_demo
 from samrt_export.export import ExportReport, export_model
 
 
@@ -40,3 +41,9 @@ def nano_fp16_export(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
 def nano_fp16_bundle(nano_fp16_export: ExportReport) -> Path:
     """The folder of that export."""
     return nano_fp16_export.path
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoReport:
+    """What ``samrt demo`` did, once; nobody changes its folder."""
+    return run_demo(tmp_path_factory.mktemp("demo") / "demo-out")

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import typer.main
 
 import samrt
 from samrt.cli import build_app
-from samrt_export.nano.scenes import HELD_OUT_SEED, scene_from_seed
+from samrt_export.demo import DemoReport
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -56,17 +55,9 @@ def unknown_parts(command: str) -> list[str]:
 
 
 @pytest.fixture
-def demo_folder(nano_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with what ``make demo`` leaves, as far as the README names it."""
-    scene = scene_from_seed(HELD_OUT_SEED).render(time=0.0, size=512)
-    (tmp_path / "demo-out").mkdir()
-    PIL.Image.fromarray(scene.image).save(tmp_path / "demo-out" / "scene.png")
-    (tmp_path / "demo-out" / "bundle").symlink_to(nano_bundle)
-    with samrt.load(nano_bundle) as model, samrt.media.open_results(tmp_path / "demo-out" / "clip.mp4", fps=12) as clip:
-        nobody = samrt.VideoTracker(model)
-        for index in range(12):
-            image = scene_from_seed(HELD_OUT_SEED).render(time=0.1 * index, size=512).image
-            clip.write(samrt.media.TimedFrame(image, index, index / 12), nobody.step(image))
+def demo_folder(demo: DemoReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with what ``make demo`` leaves."""
+    (tmp_path / "demo-out").symlink_to(demo.out)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -84,6 +75,7 @@ def test_the_code_runs(demo_folder: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "(1, 1, 512, 512)" in printed
     assert printed.count("(1,) (1, 512, 512)") == 10  # frames of the clip
+    assert (demo_folder / "object.glb").stat().st_size > 10_000
     assert isinstance(names["masks"], np.ndarray)
     assert names["masks"].shape == (1, 512, 512)
 
