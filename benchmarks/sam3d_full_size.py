@@ -91,13 +91,15 @@ def measure(spec: GraphSpec, sizes: dict[str, int], sm: str) -> dict[str, Any]:
     errors: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for form in spec.forms:
-            model = onnx_from_spec(spec, form.module, folder / "fp32.data")
+        for index, form in enumerate(spec.forms):
+            constants = folder / f"{index}.data"
+            model = onnx_from_spec(spec, form.module, constants)
             with openable(model) as content:
                 rows = checked_parity(spec, content, "fp32", form.targets, runs)
             errors[", ".join(form.targets) or "any"] = max(row.relative_l2 for row in rows)
             if form is not choose(spec, "tensorrt"):
                 del model
+                constants.unlink(missing_ok=True)
         typed = typed_graph(model, "fp16", {})
         cost = budget(typed, {symbol: sizes[symbol] for symbol in spec.profiles})
         built = build(store(typed, folder / f"{spec.name}.onnx"), spec, sm)

@@ -40,9 +40,9 @@ def test_models_lists_all_of_them() -> None:
         "sam3d-objects-toy",
         "nano-3d",
         "trellis-image-large",
-        "trellis-image-toy",
+        "trellis-image-large-toy",
         "moge-vitl",
-        "moge-toy",
+        "moge-vitl-toy",
     ]
     assert "facebook/sam2.1-hiera-large" in run("models").stdout
 

@@ -26,18 +26,18 @@ from samrt_export.registry import GraphSpec
 from samrt_export.source import load_weights
 from samrt_export.verify import verify_bundle
 
-TOY = CONFIGS["moge-toy"]
+TOY = CONFIGS["moge-vitl-toy"]
 
 
 @cache
 def toy() -> Moge:
-    module = load_weights(FAMILY, "moge-toy", random_seed=3).module
+    module = load_weights(FAMILY, "moge-vitl-toy", random_seed=3).module
     assert isinstance(module, Moge)
     return module
 
 
 def toy_spec() -> GraphSpec:
-    (spec,) = FAMILY.graphs(toy(), "moge-toy")
+    (spec,) = FAMILY.graphs(toy(), "moge-vitl-toy")
     return spec
 
 
@@ -147,7 +147,7 @@ def test_the_module_is_the_official_model(rows: int, columns: int) -> None:
 
 def test_the_last_layers_are_seen_and_no_others() -> None:
     image, weights = picture(70, 70), cubic_weights(5)
-    module = load_weights(FAMILY, "moge-toy", random_seed=3).module
+    module = load_weights(FAMILY, "moge-vitl-toy", random_seed=3).module
     before = module(image, weights, weights)[0]
     with torch.no_grad():
         module.head.projects[0].weight.zero_()  # type: ignore[union-attr, index, operator]
@@ -186,7 +186,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path) -> Path:
-    return export_model("moge-toy", checkpoint.parent / "bundle", checkpoint=checkpoint).path
+    return export_model("moge-vitl-toy", checkpoint.parent / "bundle", checkpoint=checkpoint).path
 
 
 def test_an_official_file_exports_and_verifies(checkpoint: Path, bundle: Path) -> None:
@@ -221,8 +221,8 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     state = dict(toy().state_dict())
     state["head.projects.9.weight"] = state.pop("head.projects.0.weight")
     torch.save({"model_config": {}, "model": state}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"model.pt does not fit moge-toy.*head\.projects\.0\.weight"):
-        load_weights(FAMILY, "moge-toy", checkpoint=tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"model.pt does not fit moge-vitl-toy.*head\.projects\.0\.weight"):
+        load_weights(FAMILY, "moge-vitl-toy", checkpoint=tmp_path / "model.pt")
     assert not list(tmp_path.glob("out*"))
 
 

@@ -32,7 +32,7 @@ from samrt_export.precision.typed import typed_graph
 from samrt_export.registry import GraphSpec
 from samrt_export.source import load_weights
 
-MODEL = "trellis-image-toy"
+MODEL = "trellis-image-large-toy"
 SHARED = ["ss_decoder", "slat_flow", "slat_gs", "slat_mesh_trunk", "slat_mesh_up", "slat_mesh_attr"]
 KINDS = {
     "sparse_structure_flow_model": "SparseStructureFlowModel",

@@ -329,7 +329,7 @@ def sphere_sdf(coords: Coords, numbers: ReconstructionNumbers) -> NDArray[np.flo
 
 def to_table(report: ReconstructionReport) -> tuple[list[str], list[list[str]]]:
     """Head and rows: one row for each stage."""
-    head = ["stage", "runs", "run", "free run", "all", "load", "weights", "maps", "activations", "peak"]
+    head = ["stage", "runs", "run", "free", "all", "load", "weights", "maps", "active", "peak"]
     rows = [
         [
             one.name,
@@ -359,7 +359,7 @@ def summary(report: ReconstructionReport) -> str:
         f"{report.voxels} voxels, {report.coarse} coarse ones, on {report.machine['cpu']}, "
         f"{report.machine['threads']} threads. All stages: {_seconds(report.total_s)} s. "
         f"One graph at a time takes {'an unknown size' if peak is None else f'{peak:.0f} MiB'} at most beside the program; "
-        "times in seconds (free run: unconditioned), sizes in MiB, each stage in a fresh process."
+        "times in seconds (free: an unconditioned run), sizes in MiB (active: tensors), each stage in a fresh process."
     )
 
 

@@ -120,7 +120,9 @@ def _bench_reconstruction(
         print_json(report.to_json())
         return
     head, rows = to_table(report)
-    table = Table(*head, box=None)
+    table = Table(box=None, pad_edge=False)
+    for name in head:
+        table.add_column(name, no_wrap=True, justify="left" if name == head[0] else "right")
     for row in rows:
         table.add_row(*row)
     console = Console()

@@ -194,7 +194,8 @@ def report(made: Made, wanted: Wanted, seed: int, json_output: bool) -> None:
         print(f"{f'{name}: ' if made.is_scene else ''}{_counts(one)}; {_seconds(one.stages):.1f} s")
         if one.shrunk > 1:
             what = name if made.is_scene else "the object"
-            print(f"{what} had too many voxels and was made at 1/{one.shrunk} of its size; its pose makes up for it")
+            mended = "" if one.pose is None else "; its pose makes up for it"
+            print(f"{what} had too many voxels and was made at 1/{one.shrunk} of its size{mended}")
     if made.is_scene:
         total = _seconds(made.stages) + sum(_seconds(one.stages) for one in made.objects.values())
         print(f"{len(made.objects)} objects; {total:.1f} s")

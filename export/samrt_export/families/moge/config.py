@@ -36,7 +36,7 @@ class MogeConfig:
 
 CONFIGS = {
     "moge-vitl": MogeConfig(dim=1024, depth=24, heads=16, hub_id="Ruicheng/moge-vitl"),
-    "moge-toy": MogeConfig(
+    "moge-vitl-toy": MogeConfig(
         dim=64, depth=4, heads=4, grid=5, features=3, projection=32, widths=(32, 32, 16), blocks=1, last=16,
         tokens=(12, 24), opt_hw=(4, 5), most=16,
     ),

@@ -47,7 +47,7 @@ CONFIGS: dict[str, Sam3dConfig] = {
         latent_mean=LATENT_MEAN,
         latent_std=LATENT_STD,
     ),
-    "trellis-image-toy": Sam3dConfig(
+    "trellis-image-large-toy": Sam3dConfig(
         vit=VitConfig(dim=64, depth=2, heads=4, view_px=56),
         points=None,
         fuser=FuserConfig(dim=64),
