@@ -18,6 +18,7 @@ from samrt_engines.backends import import_openvino
 from samrt_engines.closing import ClosesItself
 from samrt_engines.errors import BackendError, ProviderError
 from samrt_engines.sessions import folded_graph, one_line
+from samrt_engines.signal_stack import own_signal_stack
 from samrt_engines.tensors import Array, TensorSpec, agree, check_feeds, pick_outputs
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
@@ -37,6 +38,7 @@ class OpenVinoExecutor(ClosesItself):
     to cores, since two processes that tie theirs would take the same ones.
     """
 
+    @own_signal_stack()
     def __init__(
         self,
         model: Path | bytes,
@@ -97,6 +99,7 @@ class OpenVinoExecutor(ClosesItself):
         self._compiled = None
 
 
+@own_signal_stack()
 def computes_bf16(openvino: ModuleType) -> bool:
     """Whether this CPU has instructions for bf16, as OpenVINO reads the processor."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -40,7 +40,7 @@ def test_the_peak_of_the_mesh_decoder_is_a_few_times_its_result(graphs: Path) ->
     voxels = 8000
     result = 64 * voxels * 32 * 4 / MIB  # cube_features
     peak = peak_mib(graphs, "mesh", voxels)
-    assert result < peak < 5 * result  # 27 taps of it would be 27 times
+    assert result < peak < 8 * result  # 27 taps of it would be 27 times
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_an_interrupt_stops_at_the_next_step_and_leaves_nothing(
     def interrupted(self, image, mask, *, progress, **options):
         def interrupt(stage: str, done: int, total: int) -> None:
             if (stage, done) == ("structure", 2):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             assert stage != "occupancy"
             progress(stage, done, total)
 

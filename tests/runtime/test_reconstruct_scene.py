@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import struct
 import sys
@@ -359,7 +358,7 @@ def test_an_interrupt_in_the_second_object_leaves_nothing(
 ) -> None:
     def interrupt(number: int, mask: np.ndarray) -> None:
         if number == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     watch(monkeypatch, interrupt)
     outputs = ("-o", tmp_path / "out.glb", "--ply", tmp_path / "out.ply", "--preview", tmp_path / "out.png")
@@ -375,7 +374,7 @@ def test_an_interrupt_after_the_last_step_writes_nothing(
 
     def interrupted(self, *arguments):
         made = plain(self, *arguments)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return made
 
     monkeypatch.setattr(command.Task, "make", interrupted)
