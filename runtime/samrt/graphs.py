@@ -60,11 +60,11 @@ def choose_form(graph: Graph, name: str, backend: str, device: str) -> Form:
 
     Raises BackendError when there is none.
     """
-    target = _target(backend, device) if any(form.targets for form in graph.forms) else backend
-    for form in graph.forms:
-        if not form.targets or target in form.targets:
-            return form
+    form = find_form(graph, backend, device)
+    if form is not None:
+        return form
     known = sorted({target for form in graph.forms for target in form.targets})
+    target = _target(backend, device)
     raise BackendError(
         f"{name}: the bundle has no form of this graph for {target}",
         got=f"forms for {', '.join(known)}",
@@ -73,10 +73,10 @@ def choose_form(graph: Graph, name: str, backend: str, device: str) -> Form:
     )
 
 
-def has_form(graph: Graph, backend: str, device: str) -> bool:
-    """Whether `choose_form` finds one."""
+def find_form(graph: Graph, backend: str, device: str) -> Form | None:
+    """The form that `choose_form` chooses, or None."""
     target = _target(backend, device) if any(form.targets for form in graph.forms) else backend
-    return any(not form.targets or target in form.targets for form in graph.forms)
+    return next((form for form in graph.forms if not form.targets or target in form.targets), None)
 
 
 def largest(graph: Graph, tensor: str, axis: int) -> int:

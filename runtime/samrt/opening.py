@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from samrt.bundle import Bundle
-from samrt.graphs import PROMPT_ENCODER, choose_form, has_form, runs_on_cuda
+from samrt.graphs import PROMPT_ENCODER, choose_form, find_form, runs_on_cuda
 from samrt.machine import cpu_name, usable_cores
 from samrt.manifest import Form, Graph
 from samrt_engines.choice import TOLERANCE, Decision, Option, installed_version, open_fastest, sample_feeds
@@ -64,7 +64,7 @@ def open_graph(
         form = choose_form(graph, name, backend, device)
         return OpenGraph(open_on(backend, form), form, None)
     installed = [one for one in CPU_BACKENDS if one == CPU_BACKENDS[0] or installed_version(one) is not None]
-    suited = [one for one in installed if has_form(graph, one, "cpu")] or installed[:1]
+    suited = [one for one in installed if find_form(graph, one, "cpu")] or installed[:1]
     forms = {one: choose_form(graph, name, one, "cpu") for one in suited}
     options = [Option(one, form.file.sha256, partial(open_on, one, form, "cpu")) for one, form in forms.items()]
     executor, decision = open_fastest(

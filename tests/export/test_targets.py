@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import samrt
-from samrt.graphs import has_form
+from samrt.graphs import find_form
 from samrt_engines.errors import BackendError, ExportError
 from samrt_engines.tensors import TensorSpec
 from samrt_export.export import export_model
@@ -61,8 +61,8 @@ def test_a_runtime_takes_what_is_there(nano_bundle) -> None:
     graph = samrt.load(nano_bundle).manifest.graphs["image_encoder"]
     lean = dataclasses.replace(graph, forms=tuple(form for form in graph.forms if "onnxruntime-cpu" in form.targets))
     assert lean.forms
-    assert has_form(lean, "onnxruntime", "cpu")
-    assert not has_form(lean, "openvino", "cpu")
-    assert has_form(graph, "openvino", "cpu")
+    assert find_form(lean, "onnxruntime", "cpu") is lean.forms[0]
+    assert find_form(lean, "openvino", "cpu") is None
+    assert find_form(graph, "openvino", "cpu") is not None
     with pytest.raises(BackendError, match="no form of this graph for tensorrt"):
         samrt.graphs.choose_form(lean, "image_encoder", "tensorrt", "cuda")

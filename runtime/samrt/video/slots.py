@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from samrt.flow import Tensor, nbytes_of, place_of, to_host
+from samrt.flow import rows as rows_of
 from samrt_engines.device import device_parts
 from samrt_engines.device_block import DeviceBlock
 from samrt_engines.tensors import Array
@@ -98,7 +99,7 @@ class PackedSlots:
         start, stop = rows[0], rows[0] + len(rows)
         assert max(rows) < self.block.shape[0], "an object that remembers nothing"
         if list(rows) == list(range(start, stop)):
-            return _rows(self.block, start, stop), places
+            return rows_of(self.block, start, stop), places
         return _fitted(self.block, rows, len(rows), self.block.shape[1]), places
 
     @property
@@ -169,10 +170,6 @@ def _write(block: Block, value: Tensor, *at: int) -> None:
         block[at].reshape(-1)[:size] = to_host(value).reshape(-1)
     else:
         block.write(value, *at)
-
-
-def _rows(block: Block, start: int, stop: int) -> Block:
-    return block[start:stop] if isinstance(block, np.ndarray) else block.rows(start, stop)
 
 
 def _fitted(block: Block, kept: Sequence[int], objects: int, slots: int, place: str | None = None) -> Block:
