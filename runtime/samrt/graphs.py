@@ -23,12 +23,12 @@ _NO_LIMIT = 1 << 30
 
 
 def check_graphs(manifest: Manifest) -> None:
-    """Check that the graphs fit each other and the manifest's numbers. Raises ManifestError."""
+    """Check that the graphs fit each other and the manifest's numbers. Raises ManifestError, BundleError for another kind."""
+    numbers = manifest.numbers  # says first what a bundle of another kind is for
     missing = [name for name in GRAPHS if name not in manifest.graphs]
     if missing:
         _refuse("graphs", f"no {', '.join(missing)} among {', '.join(manifest.graphs)}", ", ".join(GRAPHS))
     encoder, prompter, decoder = (manifest.graphs[name] for name in GRAPHS)
-    numbers = manifest.numbers
     picture = encoder.inputs[0].name
     _check(IMAGE_ENCODER, encoder.inputs, picture, ("float32", "uint8"), (None, *numbers.image.size_hw, 3))
     if len(encoder.inputs) != 1:

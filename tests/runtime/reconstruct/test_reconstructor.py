@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
+import samrt
 from samrt.reconstruct import Cancelled, Reconstruction, Reconstructor, stages
 from samrt.reconstruct.gaussian_decoding import decode_gaussians
 from samrt.reconstruct.pointmap import check_pointmap, make_point_views
@@ -398,3 +399,8 @@ def test_arguments_of_the_constructor_are_checked(ball: Path, tmp_path: Path) ->
     reconstructor.close()
     with pytest.raises(BackendError, match="the reconstructor is closed"):
         reconstructor.reconstruct(PICTURE, MASK, pointmap=POINTS)
+
+
+def test_a_bundle_that_makes_3d_takes_no_prompts(ball: Path) -> None:
+    with pytest.raises(BundleError, match=r"takes no prompts on pictures.*samrt reconstruct"):
+        samrt.load(ball)
