@@ -226,7 +226,9 @@ def _mask_prompt(model: samrt.Model, frame: Frame) -> Shot:
     """A coarse mask alone, as another model might give it: blocks of 32 pixels."""
     target = frame.mask(_largest(frame))
     blocks = target.reshape(SIDE // 32, 32, SIDE // 32, 32).mean((1, 3))
-    side = model.manifest.numbers.prompts.mask_size_hw[0]
+    mask_hw = model.manifest.numbers.prompts.mask_size_hw
+    assert mask_hw is not None
+    side = mask_hw[0]
     logits = np.kron(blocks * 20 - 10, np.ones((side * 32 // SIDE,) * 2)).astype(np.float32)
     return _shot("mask", "A coarse mask", model, frame, samrt.Prompts(masks=logits), target, multimask=False)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -145,14 +146,20 @@ def open_reference(
 
 
 def input_from_picture(image: Tensor, numbers: ImageNumbers) -> Tensor:
-    """What the official predictors do with torch: resize, and pad with the mean colour, which normalises to 0.
+    """What the official predictors do: resize with torch (SAM: with Pillow), and pad with the mean, which normalises to 0.
 
     image: uint8 (H, W, 3) -> float32 (1, S, S, 3), 0..255; the graph normalises
     """
     frame = Frame((image.shape[0], image.shape[1]), numbers)
-    planes = image.permute(2, 0, 1)[None].float()  # (1, 3, H, W)
-    content = F.interpolate(planes, frame.content_hw, mode="bilinear", align_corners=False, antialias=numbers.antialias)
-    content = content.permute(0, 2, 3, 1)
+    if numbers.resize_dtype == "uint8":
+        size = (frame.content_hw[1], frame.content_hw[0])
+        resized = PIL.Image.fromarray(image.cpu().numpy()).resize(size, PIL.Image.Resampling.BILINEAR)
+        content = torch.from_numpy(np.array(resized, np.float32)).to(image.device)[None]
+    else:
+        planes = image.permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+        content = F.interpolate(
+            planes, frame.content_hw, mode="bilinear", align_corners=False, antialias=numbers.antialias
+        ).permute(0, 2, 3, 1)
     if frame.content_hw == frame.input_hw:
         return content.contiguous()
     target = (content.new_tensor(numbers.mean) * 255).expand(1, *frame.input_hw, 3).clone()

@@ -35,13 +35,15 @@ def check_graphs(manifest: Manifest) -> None:
         _refuse("graphs.image_encoder.inputs", f"{len(encoder.inputs)} tensors", "one tensor")
     _check(PROMPT_ENCODER, prompter.inputs, "point_coords", ("float32",), (None, None, 2))
     _check(PROMPT_ENCODER, prompter.inputs, "point_labels", ("int32",), (None, None))
-    mask = _check(PROMPT_ENCODER, prompter.inputs, "mask_input", ("float32",), (None, 1, None, None))
-    if tuple(largest(prompter, "mask_input", axis) for axis in (2, 3)) != numbers.prompts.mask_size_hw:
-        height, width = numbers.prompts.mask_size_hw
-        _refuse("graphs.prompt_encoder.inputs", str(mask), f"numbers.prompts.mask_size_hw, {height} x {width}, at most")
-    _check(PROMPT_ENCODER, prompter.inputs, "has_mask_input", ("float32",), (None,))
-    if len(prompter.inputs) != 4:
-        _refuse("graphs.prompt_encoder.inputs", ", ".join(spec.name for spec in prompter.inputs), "the four above")
+    if numbers.prompts.mask_size_hw is not None:
+        mask = _check(PROMPT_ENCODER, prompter.inputs, "mask_input", ("float32",), (None, 1, None, None))
+        if tuple(largest(prompter, "mask_input", axis) for axis in (2, 3)) != numbers.prompts.mask_size_hw:
+            most = "numbers.prompts.mask_size_hw, {} x {}, at most".format(*numbers.prompts.mask_size_hw)
+            _refuse("graphs.prompt_encoder.inputs", str(mask), most)
+        _check(PROMPT_ENCODER, prompter.inputs, "has_mask_input", ("float32",), (None,))
+    takes = "point_coords, point_labels" + (", mask_input, has_mask_input" if numbers.prompts.mask_size_hw else "")
+    if len(prompter.inputs) != len(takes.split(", ")):
+        _refuse("graphs.prompt_encoder.inputs", ", ".join(spec.name for spec in prompter.inputs), takes)
     made = {spec.name for spec in (*encoder.outputs, *prompter.outputs)}
     for spec in decoder.inputs:
         if spec.name not in made:
@@ -87,8 +89,10 @@ def largest(graph: Graph, tensor: str, axis: int) -> int:
     return graph.profiles[size].max if size in graph.profiles else _NO_LIMIT
 
 
-def absent_mask_hw(manifest: Manifest) -> tuple[int, int]:
-    """The size of ``mask_input`` where no prompt has a mask: the smallest that the prompt encoder takes."""
+def absent_mask_hw(manifest: Manifest) -> tuple[int, int] | None:
+    """The size of ``mask_input`` where no prompt has a mask: the smallest that the prompt encoder takes. None: it takes none."""
+    if manifest.numbers.prompts.mask_size_hw is None:
+        return None
     graph = manifest.graphs[PROMPT_ENCODER]
     shape = next(spec.shape for spec in graph.inputs if spec.name == "mask_input")
     height, width = (size if isinstance(size, int) else graph.profiles[size].min for size in shape[2:])

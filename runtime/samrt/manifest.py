@@ -14,9 +14,11 @@ from typing import Any
 from samrt.numbers import (
     DepthNumbers,
     Numbers,
+    ProposalNumbers,
     ReconstructionNumbers,
     parse_depth,
     parse_numbers,
+    parse_proposals,
     parse_reconstruction,
 )
 from samrt.schema import Cursor, parse_json
@@ -130,16 +132,20 @@ class Manifest:
     """Of a model that makes 3D of a picture and a mask."""
     depth: DepthNumbers | None = None
     """Of a model that sees depth in a picture."""
+    proposals: ProposalNumbers | None = None
+    """Of a model that proposes all masks of a picture at once."""
 
     @property
     def numbers(self) -> Numbers:
         """Of a model that is prompted on pictures. Raises BundleError for any other."""
         if self.prompted is None:
+            proposes = "samrt.ProposalModel(bundle), or on the command line: samrt everything IMAGE -b BUNDLE -o OUT"
+            makes_3d = "samrt.Reconstructor(bundle), or on the command line: samrt reconstruct IMAGE MASK -b BUNDLE"
             raise BundleError(
                 f"{self.source.model} takes no prompts on pictures",
                 got=f"a bundle whose abilities are {', '.join(self.abilities)}",
-                expected="a bundle of a segmentation model",
-                fix="samrt.Reconstructor(bundle), or on the command line: samrt reconstruct IMAGE MASK -b BUNDLE",
+                expected="a bundle of a segmentation model that is prompted",
+                fix=makes_3d if self.proposals is None else proposes,
             )
         return self.prompted
 
@@ -173,17 +179,19 @@ def parse_manifest(document: Any) -> Manifest:
     numbers = root.key("numbers")
     reconstruction = parse_reconstruction(numbers.key("reconstruction")) if numbers.has("reconstruction") else None
     depth = parse_depth(numbers.key("depth")) if numbers.has("depth") else None
+    proposals = parse_proposals(numbers.key("proposals")) if numbers.has("proposals") else None
     abilities = tuple(cursor.text(r"[\w-]{1,50}") for cursor in root.key("abilities").items())
     return Manifest(
         version,
         _source(root.key("source")),
         graphs,
-        None if (reconstruction or depth) and not numbers.has("image") else parse_numbers(numbers),
+        None if (reconstruction or depth or proposals) and not numbers.has("image") else parse_numbers(numbers),
         abilities,
         _file(root.key("selftest")) if root.has("selftest") else None,
         tuple(_plan(item, graphs) for item in root.key("plans").items(0, 4096)) if root.has("plans") else (),
         reconstruction,
         depth,
+        proposals,
     )
 
 

@@ -18,20 +18,22 @@ class ImageNumbers:
     std: tuple[float, float, float]
     resize: Literal["stretch", "longest_side"]
     antialias: bool
+    resize_dtype: Literal["float32", "uint8"] = "float32"
+    """What the picture is resized in: "uint8" rounds to whole levels, twice, as Pillow does with ordinary pictures."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptNumbers:
     """What the prompt encoder understands: the label of each kind of point, the padding rule, the limits."""
 
-    negative: int
+    negative: int | None  # None: the model has no negative points
     positive: int
     box_top_left: int
     box_bottom_right: int
     padding: int
-    padding_point: Literal["always", "without_box"]
+    padding_point: Literal["always", "without_box", "fill"]  # "fill": up to max_points, always that many columns
     max_points: int  # in one prompt, the two corners of a box counted, the padding point not
-    mask_size_hw: tuple[int, int]
+    mask_size_hw: tuple[int, int] | None  # None: the model takes no mask prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,16 @@ class MaskNumbers:
     single: tuple[int, ...]
     multi: tuple[int, ...]
     stability: Stability | None
+
+
+@dataclass(frozen=True, slots=True)
+class AutomaticNumbers:
+    """The thresholds a model's own automatic mask generator starts from; the defaults are SAM's."""
+
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    candidates: Literal["all", "best"] = "all"
+    """Of the several that answer a point: all are kept, or the one with the best score, as SAM-HQ does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,20 @@ class Numbers:
     prompts: PromptNumbers
     masks: MaskNumbers
     video: VideoNumbers | None = None
+    automatic: AutomaticNumbers = AutomaticNumbers()
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalNumbers:
+    """The constants of a model that proposes all masks of a picture at once: what `samrt.proposals` follows."""
+
+    size_hw: tuple[int, int]
+    pad_value: int  # grey level around the picture, which lies centred
+    confidence: float  # least score of a proposal
+    iou: float  # above which the lower-scored of two overlapping boxes is dropped
+    max_detections: int
+    full_frame_iou: float  # a box that covers the picture up to this becomes the whole picture,
+    full_frame_edge_px: int  # after edges this near the picture's own were put on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +186,9 @@ VIEWS = ("crop_rgb", "full_rgb", "crop_mask", "full_mask", "object")
 def parse_numbers(cursor: Cursor) -> Numbers:
     """Check and read the numbers of a model that is prompted on pictures. Raises ManifestError."""
     video = _video(cursor.key("video")) if cursor.has("video") else None
-    return Numbers(_image(cursor.key("image")), _prompts(cursor.key("prompts")), _masks(cursor.key("masks")), video)
+    automatic = _automatic(cursor.key("automatic")) if cursor.has("automatic") else AutomaticNumbers()
+    image, prompts, masks = _image(cursor.key("image")), _prompts(cursor.key("prompts")), _masks(cursor.key("masks"))
+    return Numbers(image, prompts, masks, video, automatic)
 
 
 def _image(cursor: Cursor) -> ImageNumbers:
@@ -176,20 +204,26 @@ def _image(cursor: Cursor) -> ImageNumbers:
     red, green, blue = (item.number(0.0, 1.0) for item in cursor.key("mean").items(3, 3))
     std_red, std_green, std_blue = (item.number(1e-6, 10.0) for item in cursor.key("std").items(3, 3))
     mean, std = (red, green, blue), (std_red, std_green, std_blue)
-    return ImageNumbers(size_hw, mean, std, resize, cursor.key("antialias").flag())
+    antialias = cursor.key("antialias").flag()
+    resize_dtype: Literal["float32", "uint8"] = "float32"
+    if cursor.has("resize_dtype") and cursor.key("resize_dtype").text(choices=("float32", "uint8")) == "uint8":
+        resize_dtype = "uint8"
+        if not antialias:
+            cursor.key("antialias").fail("true, where resize_dtype is uint8")
+    return ImageNumbers(size_hw, mean, std, resize, antialias, resize_dtype)
 
 
 def _prompts(cursor: Cursor) -> PromptNumbers:
-    labels = cursor.key("labels")
+    labels, mask_size_hw = cursor.key("labels"), cursor.key("mask_size_hw")
     labels.keys(_LABELS)
-    padding_point: Literal["always", "without_box"] = "always"
-    if cursor.key("padding_point").text(choices=("always", "without_box")) == "without_box":
-        padding_point = "without_box"
+    negative = labels.key("negative")
+    padding_point = cursor.key("padding_point").text(choices=("always", "without_box", "fill"))
     return PromptNumbers(
-        **{name: labels.key(name).integer(-1000, 1000) for name in _LABELS},
-        padding_point=padding_point,
+        negative=None if negative.is_null() else negative.integer(-1000, 1000),
+        **{name: labels.key(name).integer(-1000, 1000) for name in _LABELS[1:]},
+        padding_point=padding_point,  # type: ignore[arg-type]  # one of the choices
         max_points=cursor.key("max_points").integer(1, 1 << 20),
-        mask_size_hw=_size_hw(cursor.key("mask_size_hw"), 16384),
+        mask_size_hw=None if mask_size_hw.is_null() else _size_hw(mask_size_hw, 16384),
     )
 
 
@@ -223,6 +257,28 @@ def _video(cursor: Cursor) -> VideoNumbers:
         empty_prompt_points=cursor.key("empty_prompt_points").integer(0, 1000),
         absent_logit=cursor.key("absent_logit").number(most=0.0),
         fill_hole_area=cursor.key("fill_hole_area").integer(0, 1 << 20),
+    )
+
+
+def _automatic(cursor: Cursor) -> AutomaticNumbers:
+    best = cursor.key("candidates").text(choices=("all", "best")) == "best"
+    return AutomaticNumbers(
+        pred_iou_thresh=cursor.key("pred_iou_thresh").number(0.0, 1.0),
+        stability_score_thresh=cursor.key("stability_score_thresh").number(0.0, 1.0),
+        candidates="best" if best else "all",
+    )
+
+
+def parse_proposals(cursor: Cursor) -> ProposalNumbers:
+    """Check and read the numbers of a model that proposes masks. Raises ManifestError."""
+    return ProposalNumbers(
+        size_hw=_size_hw(cursor.key("size_hw"), 16384),
+        pad_value=cursor.key("pad_value").integer(0, 255),
+        confidence=cursor.key("confidence").number(0.0, 1.0),
+        iou=cursor.key("iou").number(0.0, 1.0),
+        max_detections=cursor.key("max_detections").integer(1, 1 << 20),
+        full_frame_iou=cursor.key("full_frame_iou").number(0.0, 1.0),
+        full_frame_edge_px=cursor.key("full_frame_edge_px").integer(0, 16384),
     )
 
 

@@ -91,34 +91,32 @@ def to_tensors(
     max_columns: the most columns of points the graph takes, where its profile says so
     absent_mask_hw: size of mask_input where no prompt has a mask; None is the size of a mask
     returns: point_coords float32 (P, N, 2) in input pixels; point_labels int32 (P, N); mask_input float32 (P, 1, h, w);
-        has_mask_input float32 (P,). Columns are the box's two corners, the points, and the padding point, where the
-        model wants one; N is 0 for masks alone.
+        has_mask_input float32 (P,); without the last two where the model takes no masks. Columns are the box's two
+        corners, the points, and the padding that the model wants; N is 0 for masks alone.
     Raises PromptError for a point or box more than 1 px outside its picture, more points than the model takes, masks of
-    another size.
+    another size, and a kind of prompt that the model does not have.
     """
     columns = _columns(prompts, numbers)
-    _check_count(columns, numbers.max_points, max_columns)
+    _check_count(columns, numbers, max_columns)
     coords, labels = _place_points(prompts, frames, numbers, columns)
-    mask_input, has_mask = _mask_tensors(prompts, numbers, absent_mask_hw)
-    return {
-        "point_coords": coords,
-        "point_labels": labels,
-        "mask_input": mask_input,
-        "has_mask_input": has_mask,
-    }
+    return {"point_coords": coords, "point_labels": labels} | _mask_tensors(prompts, numbers, absent_mask_hw)
 
 
 def _columns(prompts: Prompts, numbers: PromptNumbers) -> tuple[int, int, int]:
     """How many columns the box, the points and the padding take."""
     box = 0 if prompts.boxes is None else 2
     points = 0 if prompts.points is None else prompts.points.shape[1]
+    if numbers.padding_point == "fill":
+        return box, points, max(0, numbers.max_points - box - points)
     padding = box == 0 if numbers.padding_point == "without_box" else True
     return box, points, int(padding and box + points > 0)
 
 
-def _check_count(columns: tuple[int, int, int], max_points: int, max_columns: int | None) -> None:
+def _check_count(columns: tuple[int, int, int], numbers: PromptNumbers, max_columns: int | None) -> None:
     box, points, padding = columns
-    most = max_points if max_columns is None else min(max_points, max_columns - padding)
+    most = numbers.max_points
+    if max_columns is not None:
+        most = min(most, max_columns - (0 if numbers.padding_point == "fill" else padding))
     if box + points > most:
         raise PromptError(
             "more points than the model takes",
@@ -152,7 +150,18 @@ def _place_points(
 
 
 def _model_labels(labels: NDArray[np.int32], numbers: PromptNumbers) -> NDArray[np.int32]:
-    table = np.array([getattr(numbers, name) for name in LABELS.values()], np.int32)
+    known = {label: getattr(numbers, name) for label, name in LABELS.items()}
+    absent = [label for label, number in known.items() if number is None and (labels == label).any()]
+    if absent:
+        raise PromptError(
+            f"the model has no {LABELS[absent[0]]} points",
+            got=f"label {absent[0]}",
+            expected=", ".join(
+                f"{label} {LABELS[label].replace('_', ' ')}" for label in known if known[label] is not None
+            ),
+            fix="leave these points out, or use a model that was trained with them",
+        )
+    table = np.array([0 if number is None else number for number in known.values()], np.int32)
     return table[labels - min(LABELS)]
 
 
@@ -182,11 +191,21 @@ def _check_inside(prompts: Prompts, coords: Float32Array, frames: Sequence[Frame
 
 def _mask_tensors(
     prompts: Prompts, numbers: PromptNumbers, absent_hw: tuple[int, int] | None
-) -> tuple[Float32Array, Float32Array]:
+) -> dict[str, Float32Array]:
+    """``mask_input`` and ``has_mask_input``; nothing where the model takes no masks."""
+    if numbers.mask_size_hw is None:
+        if prompts.masks is not None:
+            raise PromptError(
+                "the model takes no mask prompts",
+                got=f"{len(prompts)} masks",
+                expected="points or boxes",
+                fix="leave the masks out, or use a model whose abilities include masks: samrt info BUNDLE",
+            )
+        return {}
     height, width = numbers.mask_size_hw
     if prompts.masks is None:
-        shape = (len(prompts), 1, *(absent_hw or (height, width)))
-        return np.zeros(shape, np.float32), np.zeros(len(prompts), np.float32)
+        masks = np.zeros((len(prompts), 1, *(absent_hw or (height, width))), np.float32)
+        return {"mask_input": masks, "has_mask_input": np.zeros(len(prompts), np.float32)}
     if prompts.masks.shape[1:] != (height, width):
         raise PromptError(
             "a mask prompt has the wrong size",
@@ -194,7 +213,8 @@ def _mask_tensors(
             expected=f"{height} x {width} low-res logits",
             fix="pass result.logits of an earlier decode, not result.masks",
         )
-    return np.ascontiguousarray(prompts.masks[:, None]), np.ones(len(prompts), np.float32)
+    masks = np.ascontiguousarray(prompts.masks[:, None])
+    return {"mask_input": masks, "has_mask_input": np.ones(len(prompts), np.float32)}
 
 
 def _read_points(points: ArrayLike | None, labels: ArrayLike | None) -> tuple[Float32Array | None, Any]:

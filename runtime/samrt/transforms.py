@@ -1,8 +1,9 @@
 """Pictures into the image encoder's input, and coordinates with them.
 
-Equal, value by value, to the official preprocessing (``SAM2Transforms``: ToTensor, then a torch resize with antialias):
-the triangle filter runs on unrounded float values, which is what Pillow does on mode "F". Normalisation is not here: it
-is inside the graph, and values stay on the 0..255 scale.
+Equal, value by value, to the official preprocessing. SAM 2 (``SAM2Transforms``: ToTensor, then a torch resize with
+antialias) runs the triangle filter on unrounded float values, which is what Pillow does on mode "F"; SAM
+(``ResizeLongestSide``) lets Pillow resize the picture in bytes. Normalisation is not here: it is inside the graph, and
+values stay on the 0..255 scale.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def image_to_input(image: NDArray[np.uint8], numbers: ImageNumbers, dtype: str =
     content = target[:content_h, :content_w]
     if frame.image_hw == frame.content_hw:
         content[...] = image
+    elif numbers.resize_dtype == "uint8":
+        content[...] = _resized_in_bytes(image, frame.content_hw)
     elif numbers.antialias:
         _resize_antialiased(image, content)
     else:
@@ -89,6 +92,14 @@ def image_to_input(image: NDArray[np.uint8], numbers: ImageNumbers, dtype: str =
     if dtype == "uint8":
         return np.rint(target, out=target).astype(np.uint8)
     return target
+
+
+def _resized_in_bytes(image: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize uint8 (h, w, 3) as Pillow does with an ordinary picture: whole levels after each of its two passes."""
+    import PIL.Image
+
+    picture = PIL.Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize((hw[1], hw[0]), PIL.Image.Resampling.BILINEAR))
 
 
 def _resize_antialiased(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:

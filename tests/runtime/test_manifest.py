@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from samrt import BundleError, ManifestError, UnsafePathError
 from samrt.graphs import check_graphs, choose_form, largest
 from samrt.manifest import Profile, parse_manifest, read_manifest
+from samrt.numbers import AutomaticNumbers, ProposalNumbers
 from samrt_engines.errors import BackendError
 from samrt_engines.tensors import TensorSpec
 
@@ -83,7 +84,15 @@ def test_everything_is_read(manifest: dict[str, Any]) -> None:
         ("numbers.image.value_range", [0, 1], "numbers.image.value_range | got: an array of 2 elements | expected: [0"),
         ("numbers.image.antialias", 1, "numbers.image.antialias | got: 1 | expected: true or false"),
         ("numbers.prompts.labels.padding", ..., "numbers.prompts.labels.padding | got: nothing"),
-        ("numbers.prompts.padding_point", "never", "expected: 'always' or 'without_box'"),
+        ("numbers.prompts.padding_point", "never", "expected: 'always' or 'without_box' or 'fill'"),
+        ("numbers.image.resize_dtype", "uint16", "numbers.image.resize_dtype | got: 'uint16' | expected: 'float32' or"),
+        ("numbers.prompts.labels.positive", None, "numbers.prompts.labels.positive | got: None"),
+        (
+            "numbers.automatic",
+            {"candidates": "some"},
+            "numbers.automatic.candidates | got: 'some' | expected: 'all' or",
+        ),
+        ("numbers.proposals", {"size_hw": [64]}, "numbers.proposals.size_hw | got: an array of 1 elements"),
         ("numbers.masks.threshold", "0", "numbers.masks.threshold | got: '0' | expected: a number"),
         ("numbers.masks.stability", ..., "numbers.masks.stability | got: nothing"),
         ("numbers.masks.multi", [], "numbers.masks.multi | got: an array of 0 elements"),
@@ -96,6 +105,30 @@ def test_messages_name_the_place(manifest: dict[str, Any], path: str, value: Any
         parse_manifest(change(manifest, path, value))
     assert message in str(caught.value)
     assert caught.value.fix
+
+
+def test_a_model_without_some_prompts(manifest: dict[str, Any]) -> None:
+    for path, value in (("labels.negative", None), ("mask_size_hw", None), ("padding_point", "fill")):
+        manifest = change(manifest, f"numbers.prompts.{path}", value)
+    prompts = parse_manifest(change(manifest, "numbers.image.resize_dtype", "uint8")).numbers.prompts
+    assert (prompts.negative, prompts.mask_size_hw, prompts.padding_point) == (None, None, "fill")
+
+
+def test_thresholds_of_automatic_masks(manifest: dict[str, Any]) -> None:
+    assert parse_manifest(manifest).numbers.automatic == AutomaticNumbers(0.88, 0.95, "all")
+    own = {"pred_iou_thresh": 0.8, "stability_score_thresh": 0.9, "candidates": "best"}
+    assert parse_manifest(change(manifest, "numbers.automatic", own)).numbers.automatic == AutomaticNumbers(
+        0.8, 0.9, "best"
+    )
+
+
+def test_a_model_that_proposes_masks_takes_no_prompts(manifest: dict[str, Any]) -> None:
+    numbers = {"size_hw": [1024, 1024], "pad_value": 114, "confidence": 0.4, "iou": 0.9, "max_detections": 300}
+    manifest["numbers"] = {"proposals": numbers | {"full_frame_iou": 0.9, "full_frame_edge_px": 20}}
+    parsed = parse_manifest(manifest)
+    assert parsed.proposals == ProposalNumbers((1024, 1024), 114, 0.4, 0.9, 300, 0.9, 20)
+    with pytest.raises(BundleError, match=r"takes no prompts on pictures .* fix: samrt.ProposalModel\(bundle\)"):
+        _ = parsed.numbers
 
 
 @pytest.mark.parametrize(("version", "fix"), [(2, "pip install --upgrade samrt"), (0, "export the model again")])

@@ -68,6 +68,29 @@ def test_padding_without_box() -> None:
     assert feeds(points, padding_point="without_box")["point_labels"].tolist() == [[1, -1]]
 
 
+def test_padding_fills_up_to_the_most_points() -> None:
+    points = Prompts(points=POINT, labels=LABEL, boxes=BOX)
+    tensors = feeds(points, padding_point="fill", max_points=6)
+    assert tensors["point_labels"].tolist() == [[2, 3, 1, -1, -1, -1]]
+    assert tensors["point_coords"][0, 3:].tolist() == [[0, 0]] * 3
+    full = Prompts(points=np.zeros((6, 2)), labels=np.ones(6))
+    numbers = dataclasses.replace(NUMBERS, padding_point="fill", max_points=6)
+    assert to_tensors(full, [FRAME], numbers, 6)["point_labels"].tolist() == [[1] * 6]
+    with pytest.raises(PromptError, match="expected: at most 6 in all"):
+        to_tensors(Prompts(points=np.zeros((7, 2)), labels=np.ones(7)), [FRAME], numbers, 6)
+
+
+def test_what_a_model_does_not_have() -> None:
+    with pytest.raises(
+        PromptError, match=r"has no negative points \| got: label 0 \| expected: -1 padding, 1 positive, 2"
+    ):
+        feeds(Prompts(points=[[1, 1], [2, 2]], labels=[1, 0]), negative=None)
+    assert feeds(Prompts(points=[[1, 1]], labels=[1]), negative=None)["point_labels"].tolist() == [[1, -1]]
+    assert list(feeds(Prompts(points=POINT, labels=LABEL), mask_size_hw=None)) == ["point_coords", "point_labels"]
+    with pytest.raises(PromptError, match=r"takes no mask prompts \| got: 1 masks"):
+        feeds(Prompts(masks=MASK), mask_size_hw=None)
+
+
 def test_a_mask_alone_has_no_points() -> None:
     tensors = feeds(Prompts(masks=MASK))
     assert tensors["point_coords"].shape == (1, 0, 2)

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch.nn import functional
@@ -56,6 +57,25 @@ def test_longest_side_pads_with_the_mean_colour(hw: tuple[int, int], content: tu
     padding[: content[0], : content[1]] = False
     normalised = (result[padding] / 255 - np.array(LONGEST.mean)) / np.array(LONGEST.std)
     np.testing.assert_allclose(normalised, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("hw", PICTURES)
+def test_a_picture_resized_in_bytes_is_pillows(hw: tuple[int, int]) -> None:
+    """The official ``ResizeLongestSide``: Pillow, bilinear, whole levels; then zeros after normalising."""
+    image = RNG.integers(0, 256, (*hw, 3), np.uint8)
+    numbers = dataclasses.replace(LONGEST, resize_dtype="uint8")
+    height, width = Frame(hw, numbers).content_hw
+    result = image_to_input(image, numbers)
+    assert result.dtype == np.float32
+    expected = np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(result[:height, :width], expected)
+    padding = np.float32(np.array(numbers.mean, np.float32) * np.float32(255))
+    assert (result[height:] == padding).all()
+    assert (result[:, width:] == padding).all()
+    if max(hw) > 700:
+        assert (
+            expected != np.rint(image_to_input(image, LONGEST)[:height, :width])
+        ).any()  # rounding once is another thing
 
 
 def test_a_thin_picture_keeps_a_column() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from samrt_export.families.sam2.modules import (
 )
 from samrt_export.families.sam2.video import video_graphs, video_numbers
 from samrt_export.registry import Feeds, Form, GraphSpec
+from samrt_export.samples import sample_image, sample_prompts
 
 
 def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
@@ -59,17 +59,17 @@ def tracker_graphs(module: Sam2, encoder_forms: tuple[Form, ...]) -> tuple[Graph
     def sample_maps(seed: int) -> tuple[Tensor, ...]:
         """The encoder's outputs on a sample picture: what a decoder really meets."""
         with torch.inference_mode():
-            return encoder(torch.from_numpy(_sample_image(1, size, seed)))  # type: ignore[no-any-return]
+            return encoder(torch.from_numpy(sample_image(1, size, seed)))  # type: ignore[no-any-return]
 
-    def sample_image(sizes: Mapping[str, int], seed: int) -> Feeds:
-        return {"image": _sample_image(sizes["images"], size, seed)}
+    def sample_encoder(sizes: Mapping[str, int], seed: int) -> Feeds:
+        return {"image": sample_image(sizes["images"], size, seed)}
 
-    def sample_prompts(sizes: Mapping[str, int], seed: int) -> Feeds:
-        return _sample_prompts(sizes["prompts"], sizes["points"], size, sizes["mask_height"], seed)
+    def sample_prompter(sizes: Mapping[str, int], seed: int) -> Feeds:
+        return sample_prompts(sizes["prompts"], sizes["points"], size, sizes["mask_height"], seed)
 
     def sample_decoder(sizes: Mapping[str, int], seed: int) -> Feeds:
         mask_side = 4 if sizes["positions"] == 1 else mask
-        prompts = _sample_prompts(sizes["prompts"], sizes["points"], size, mask_side, seed)
+        prompts = sample_prompts(sizes["prompts"], sizes["points"], size, mask_side, seed)
         with torch.inference_mode():
             tokens = prompt_encoder(*(torch.from_numpy(value) for value in prompts.values()))
         names = [spec.name for spec in (*features, *embeddings)]
@@ -88,7 +88,7 @@ def tracker_graphs(module: Sam2, encoder_forms: tuple[Form, ...]) -> tuple[Graph
             features,
             profiles={"images": (1, 1, 8)},
             checks=({"images": 1}, {"images": 2}),
-            sample=sample_image,
+            sample=sample_encoder,
             forms=encoder_forms,
         ),
         GraphSpec(
@@ -101,7 +101,7 @@ def tracker_graphs(module: Sam2, encoder_forms: tuple[Form, ...]) -> tuple[Graph
                 click | {"mask_height": 4, "mask_width": 4},
                 several | {"mask_height": mask, "mask_width": mask},
             ),
-            sample=sample_prompts,
+            sample=sample_prompter,
             forms=(Form(prompt_encoder),),
         ),
         GraphSpec(
@@ -138,26 +138,6 @@ def _features(config: Sam2Config, embeds: str, fine: str) -> tuple[TensorSpec, .
     )
 
 
-def _sample_image(batch: int, size: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Smooth colour fields plus noise: something a convolution reacts to, unlike white noise alone."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.uniform(0, 255, (batch, 8, 8, 3)).repeat(size // 8, 1).repeat(size // 8, 2)
-    return np.clip(coarse + rng.normal(0, 20, (batch, size, size, 3)), 0, 255).astype(np.float32)
-
-
-def _sample_prompts(prompts: int, points: int, size: int, mask_size: int, seed: int) -> Feeds:
-    """Points with every label in turn, a mask prompt on every other prompt."""
-    rng = np.random.default_rng(seed)
-    block = min(8, mask_size)
-    mask = rng.normal(0, 6, (prompts, 1, mask_size // block, mask_size // block)).repeat(block, 2).repeat(block, 3)
-    return {
-        "point_coords": rng.uniform(0, size, (prompts, points, 2)).astype(np.float32),
-        "point_labels": ((np.arange(prompts * points) + seed) % 5 - 1).reshape(prompts, points).astype(np.int32),
-        "mask_input": mask.astype(np.float32),
-        "has_mask_input": (np.arange(prompts) % 2 == seed % 2).astype(np.float32),
-    }
-
-
 def numbers(model: str) -> dict[str, Any]:
     """The manifest's numbers."""
     return tracker_numbers(CONFIGS[model])
@@ -188,5 +168,6 @@ def tracker_numbers(config: Sam2Config) -> dict[str, Any]:
             "multi": [1, 2, 3],
             "stability": {"delta": 0.05, "threshold": 0.98},
         },
+        "automatic": {"pred_iou_thresh": 0.8, "stability_score_thresh": 0.95, "candidates": "all"},
         "video": video_numbers(config),
     }
