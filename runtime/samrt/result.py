@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,12 @@ class Result:
             logits=self.logits[prompts, chosen][:, None],
             mask_logits=self.mask_logits[prompts, chosen][:, None],
         )
+
+    def to_supervision(self, **columns: Any) -> Any:
+        """The best mask of each prompt as ``supervision.Detections``; columns and errors: `samrt.Segments.from_result`."""
+        from samrt.segments import Segments  # here: segments need results
+
+        return Segments.from_result(self, **columns).to_supervision()
 
     def __len__(self) -> int:
         """The number of prompts, P."""

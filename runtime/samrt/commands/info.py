@@ -12,6 +12,7 @@ from rich.text import Text
 
 from samrt.bundle import Bundle, open_bundle
 from samrt.commands.output import print_json
+from samrt.manifest import Manifest
 from samrt_engines.tensorrt import PlanKey
 
 
@@ -44,7 +45,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "licence": source.licence,
         "licence_note": source.licence_note,
         "made_with": {"samrt": source.samrt, "opset": source.opset, **source.versions},
-        "input_hw": None if manifest.prompted is None else list(manifest.prompted.image.size_hw),
+        "input_hw": _input_hw(manifest),
         "reconstruction": None if manifest.reconstruction is None else asdict(manifest.reconstruction),
         "abilities": list(manifest.abilities),
         "graphs": {
@@ -94,6 +95,13 @@ def _size(document: dict[str, Any]) -> str:
             f"views of {numbers['view_px']} px, {numbers['grid']}^3 voxels, mesh of {numbers['mesh']['resolution']}^3, "
         )
     return ""
+
+
+def _input_hw(manifest: Manifest) -> list[int] | None:
+    """Size of the pictures that the first graph takes; None where it takes any."""
+    if manifest.proposals is not None:
+        return list(manifest.proposals.size_hw)
+    return None if manifest.prompted is None else list(manifest.prompted.image.size_hw)
 
 
 def _print(document: dict[str, Any]) -> None:

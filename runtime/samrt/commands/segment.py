@@ -1,23 +1,31 @@
-"""``samrt segment``: a picture and prompts in, a picture with masks out."""
+"""``samrt segment``: a picture and prompts in, a picture with masks out; or a detector's boxes, for whole folders."""
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from samrt.commands.everything import load_any, run_and_print
 from samrt.commands.output import print_json, progress_bar, write_whole
+from samrt.detections import read_boxes
 from samrt.draw import overlay
+from samrt.folder import JobReport, segment_boxes
 from samrt.images import read_image
-from samrt.model import Model, load
+from samrt.model import Model
 from samrt.prompts import LABELS, Prompts
 from samrt.result import Result
 from samrt_engines.errors import InputError, PromptError
+
+if TYPE_CHECKING:
+    from samrt.proposals import ProposalModel
 
 FORMATS = ("overlay", "mask", "cutout")
 MASK_LOGIT = 10.0
@@ -30,41 +38,108 @@ def register(app: typer.Typer) -> None:
 
 
 def segment(
-    image: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP, ...")],
+    image: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP, ... With --boxes also a folder of them.")],
     bundle: Annotated[Path, typer.Option("--bundle", "-b", help="A bundle folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the result goes: .png, or .npy for bool masks.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The result: .png, or .npy of bool. With --boxes a folder.")],
     point: Annotated[list[str] | None, typer.Option(help="X,Y or X,Y,LABEL in pixels; label 1 (on it) or 0.")] = None,
     box: Annotated[list[str] | None, typer.Option(help="X0,Y0,X1,Y1 in pixels.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Mask prompt: .npy of low-res logits, or a picture.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="A detector's boxes, as samrt.detections describes them.")] = None,
     single: Annotated[bool, typer.Option("--single", help="One candidate instead of the best of several.")] = False,
-    output_format: Annotated[str, typer.Option("--format", help="overlay, mask or cutout.")] = "overlay",
+    output_format: Annotated[
+        list[str] | None, typer.Option("--format", help="overlay, mask or cutout. With --boxes coco, png, masks.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="With --boxes: pictures encoded together.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --boxes: begin anew where a job is.")] = False,
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or tensorrt.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Segment a picture by points, boxes or a mask.
+    """Segment a picture by points, boxes or a mask; or a folder of pictures by a detector's boxes.
 
     Points belong together and make one prompt, with the box if there is one. Several boxes are several prompts.
+    With --boxes, OUT is a folder as `samrt everything` writes it, and a job that goes on where it was stopped.
 
     samrt segment dog.jpg -b bundles/nano --point 320,200 --point 10,10,0 -o dog.png
+    samrt segment photos -b bundles/nano --boxes boxes.json -o out
     """
-    if output_format not in FORMATS:
-        raise InputError("unknown --format", got=repr(output_format), expected=", ".join(FORMATS))
+    open_model = partial(load_any, bundle, {}, backend=backend, device=device, threads=threads)
+    if boxes is not None:
+        if point or box or mask:
+            raise PromptError("--boxes with other prompts", got="--point, --box or --mask", expected="--boxes alone")
+        formats = tuple(output_format or ("coco", "png"))
+
+        def run(report: Callable[[str, int, int], None]) -> JobReport:
+            known = read_boxes(boxes)
+            report("loading", 0, 1)
+            with open_model() as model:
+                return segment_boxes(
+                    model, image, known, out, formats=formats, batch=batch, overwrite=overwrite, progress=report
+                )
+
+        run_and_print("segment", run, json_output)
+        return
+    kind = _read_format(output_format or [FORMATS[0]])
+    if image.is_dir():
+        raise InputError("a folder needs boxes", got=str(image), expected="a picture", fix="--boxes boxes.json")
     if out.suffix not in (".png", ".npy"):
         raise InputError("unknown kind of output", got=repr(out.name), expected="a name ending in .png or .npy")
     picture = read_image(image)
     with progress_bar("segment") as progress:
         progress("loading", 0, 3)
-        with load(bundle, threads=threads) as model:
+        with open_model() as model:
             prompts = read_prompts(point or [], box or [], mask, model)
-            progress("encoding", 1, 3)
-            features = model.encode(picture)
-            progress("decoding", 2, 3)
-            result = model.decode(features, prompts, multimask=not single).best()
-    write_whole(out, _rendered(out, output_format, picture, prompts, result))
-    _report(result, out, json_output)
+            if isinstance(model, Model):
+                progress("encoding", 1, 3)
+                features = model.encode(picture)
+                progress("decoding", 2, 3)
+                answer = _decoded(model.decode(features, prompts, multimask=not single).best())
+            else:
+                progress("proposing", 1, 3)
+                answer = _chosen(model, picture, prompts)
+    write_whole(out, _rendered(out, kind, picture, prompts, answer.masks))
+    _report(answer, out, json_output)
 
 
-def read_prompts(points: list[str], boxes: list[str], mask: Path | None, model: Model) -> Prompts:
+class _Answer(NamedTuple):
+    """Masks bool (P, H, W), their scores where there are any, and what made them."""
+
+    masks: NDArray[np.bool_]
+    scores: list[float | None]
+    provider: str
+    precision: str
+
+
+def _decoded(result: Result) -> _Answer:
+    return _Answer(result.masks[:, 0], result.scores[:, 0].tolist(), result.provider, result.precision)
+
+
+def _chosen(model: ProposalModel, picture: NDArray[np.uint8], prompts: Prompts) -> _Answer:
+    """From a model that proposes masks: one for all points, or one for each box."""
+    from samrt.proposals import select_boxes, select_points
+
+    if prompts.points is not None and prompts.boxes is not None:
+        raise PromptError("this model proposes masks", got="points and a box", expected="points, or boxes")
+    found = model.propose(picture)
+    provider, precision = next(iter(model.providers.values())), next(iter(model.precisions.values()))
+    if prompts.points is not None:
+        mask = select_points(found, prompts.points[0], prompts.labels[0])
+        return _Answer(mask[None], [None], provider, precision)
+    chosen = [select_boxes(found, box) for box in prompts.boxes]
+    masks = [one.mask(0) if len(one) else np.zeros(picture.shape[:2], np.bool_) for one in chosen]
+    return _Answer(np.stack(masks), [float(one.scores[0]) if len(one) else None for one in chosen], provider, precision)
+
+
+def _read_format(kinds: list[str]) -> str:
+    """The one format of a picture's result. Raises InputError."""
+    if len(kinds) != 1 or kinds[0] not in FORMATS:
+        got = ", ".join(map(repr, kinds))
+        raise InputError("unknown --format", got=got, expected=f"one of {', '.join(FORMATS)}")
+    return kinds[0]
+
+
+def read_prompts(points: list[str], boxes: list[str], mask: Path | None, model: Model | ProposalModel) -> Prompts:
     """Prompts from command-line texts. Raises PromptError."""
     clicks = [read_click(text) for text in points]
     corners = [read_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in boxes]
@@ -107,8 +182,11 @@ def read_numbers(text: str, option: str, counts: tuple[int, ...], expected: str)
     return values
 
 
-def _mask_logits(path: Path, model: Model) -> NDArray[np.float32]:
+def _mask_logits(path: Path, model: Model | ProposalModel) -> NDArray[np.float32]:
     """A mask prompt: logits as they are, or a picture whose non-black pixels are inside, brought to the model's size."""
+    mask_size_hw = model.manifest.numbers.prompts.mask_size_hw if isinstance(model, Model) else None
+    if mask_size_hw is None:
+        raise PromptError("this model takes no masks", got=f"--mask {path}", expected="--point or --box")
     if path.suffix == ".npy":
         try:
             logits = np.load(path, allow_pickle=False)
@@ -120,16 +198,15 @@ def _mask_logits(path: Path, model: Model) -> NDArray[np.float32]:
     import PIL.Image
 
     inside = read_image(path).any(axis=2)
-    height, width = model.manifest.numbers.prompts.mask_size_hw
+    height, width = mask_size_hw
     small = PIL.Image.fromarray(inside.astype(np.float32)).resize((width, height), PIL.Image.Resampling.BILINEAR)
     return (np.asarray(small) * 2 - 1) * np.float32(MASK_LOGIT)
 
 
-def _rendered(out: Path, kind: str, picture: NDArray[np.uint8], prompts: Prompts, result: Result) -> bytes:
-    """The content of the output file."""
+def _rendered(out: Path, kind: str, picture: NDArray[np.uint8], prompts: Prompts, masks: NDArray[np.bool_]) -> bytes:
+    """The content of the output file. masks: (P, H, W)."""
     import PIL.Image
 
-    masks = result.masks[:, 0]  # (P, H, W)
     buffer = io.BytesIO()
     if out.suffix == ".npy":
         np.save(buffer, masks)
@@ -145,14 +222,15 @@ def _rendered(out: Path, kind: str, picture: NDArray[np.uint8], prompts: Prompts
     return buffer.getvalue()
 
 
-def _report(result: Result, out: Path, json_output: bool) -> None:
+def _report(answer: _Answer, out: Path, json_output: bool) -> None:
     rows: list[dict[str, Any]] = [
-        {"prompt": index, "score": float(result.scores[index, 0]), "area_px": int(result.masks[index, 0].sum())}
-        for index in range(len(result))
+        {"prompt": index, "score": score, "area_px": int(np.count_nonzero(mask))}
+        for index, (score, mask) in enumerate(zip(answer.scores, answer.masks, strict=True))
     ]
     if json_output:
-        print_json({"out": str(out), "provider": result.provider, "precision": result.precision, "prompts": rows})
+        print_json({"out": str(out), "provider": answer.provider, "precision": answer.precision, "prompts": rows})
         return
     for row in rows:
-        print(f"prompt {row['prompt']}: expected IoU {row['score']:.3f}, {row['area_px']} pixels")
+        score = "" if row["score"] is None else f"expected IoU {row['score']:.3f}, "
+        print(f"prompt {row['prompt']}: {score}{row['area_px']} pixels")
     print(f"written: {out}")

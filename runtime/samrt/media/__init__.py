@@ -12,8 +12,8 @@ from samrt.media.frames import Frames, TimedFrame
 from samrt.media.opening import open_frames
 from samrt.media.prefetch import Prefetched
 from samrt.media.results import MaskFolder, MaskLines, ResultWriter, open_results
-from samrt.media.rle import decode_mask, encode_mask
 from samrt.media.track import TrackProgress, TrackReport, track_frames, track_video
+from samrt.rle import decode_mask, encode_mask
 
 __all__ = [
     "FramePrompt",

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samrt.images import read_image
-from samrt.media.rle import decode_mask
+from samrt.rle import decode_mask
 from samrt_engines.errors import ImageError, InputError, PromptError
 
 BoolArray = NDArray[np.bool_]

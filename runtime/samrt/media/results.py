@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from samrt.media.frames import TimedFrame
 from samrt.media.objects import check_ids, davis_palette, id_plane
 from samrt.media.pyav import reason
-from samrt.media.rle import box_of, encode_mask
+from samrt.rle import box_of, encode_mask
 from samrt_engines.errors import InputError
 
 if TYPE_CHECKING:

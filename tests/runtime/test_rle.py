@@ -12,7 +12,17 @@ from hypothesis.extra import numpy as arrays
 
 from samrt import InputError
 from samrt.media import decode_mask, encode_mask
-from samrt.media.rle import box_of, compress_counts, expand_counts
+from samrt.rle import (
+    area_of_counts,
+    box_of,
+    box_of_counts,
+    compress_counts,
+    compressed_rle,
+    count_runs,
+    expand_counts,
+    fill_runs,
+    uncompressed_rle,
+)
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40))
 
@@ -125,3 +135,40 @@ def test_what_is_no_encoding(encoded: Any, message: str) -> None:
 def test_what_is_no_mask(mask: Any) -> None:
     with pytest.raises(InputError, match=r"not a mask \| got: .* \| expected: bool \(H, W\)"):
         encode_mask(mask)
+
+
+@given(MASKS)
+@settings(max_examples=300, deadline=None)
+def test_counts_are_those_of_reading_every_pixel(mask: np.ndarray) -> None:
+    counts, inside = [0], False
+    for pixel in mask.T.reshape(-1).tolist():
+        if pixel != inside:
+            counts.append(0)
+            inside = pixel
+        counts[-1] += 1
+    assert count_runs(mask).tolist() == counts
+    assert count_runs(mask).dtype == np.int64
+    np.testing.assert_array_equal(fill_runs(count_runs(mask), mask.shape), mask)
+
+
+@given(MASKS)
+@settings(max_examples=300, deadline=None)
+def test_area_and_box_are_read_from_counts(mask: np.ndarray) -> None:
+    rows, columns = np.nonzero(mask)
+    corners = (columns.min(), rows.min(), columns.max(), rows.max()) if len(rows) else (0, 0, 0, 0)
+    assert box_of_counts(count_runs(mask), mask.shape) == corners
+    assert area_of_counts(count_runs(mask)) == mask.sum()
+
+
+def test_the_box_of_counts_with_empty_runs() -> None:
+    """Other writers leave runs of nothing."""
+    counts = np.array([0, 0, 5, 2, 0, 0, 5])
+    assert box_of_counts(counts, (4, 3)) == (1, 1, 1, 2)
+
+
+def test_both_encodings_of_counts() -> None:
+    mask = np.array([[False, True], [True, True], [False, False]])
+    counts = count_runs(mask)
+    assert uncompressed_rle(counts, (3, 2)) == {"size": [3, 2], "counts": [1, 1, 1, 2, 1]}
+    assert compressed_rle(counts, (3, 2)) == encode_mask(mask)
+    np.testing.assert_array_equal(decode_mask(uncompressed_rle(counts, (3, 2))), mask)

@@ -32,7 +32,17 @@ def encode_mask(mask: BoolArray) -> dict[str, Any]:
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_:
         got = f"{mask.dtype} array of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise InputError("not a mask", got=got, expected="bool (H, W)")
-    return {"size": [mask.shape[0], mask.shape[1]], "counts": compress_counts(count_runs(mask))}
+    return compressed_rle(count_runs(mask), (mask.shape[0], mask.shape[1]))
+
+
+def compressed_rle(counts: Counts, image_hw: tuple[int, int]) -> dict[str, Any]:
+    """Counts of a mask of that size as ``{"size": [height, width], "counts": text}``."""
+    return {"size": [*image_hw], "counts": compress_counts(counts)}
+
+
+def uncompressed_rle(counts: Counts, image_hw: tuple[int, int]) -> dict[str, Any]:
+    """Counts of a mask of that size as ``{"size": [height, width], "counts": [numbers]}``."""
+    return {"size": [*image_hw], "counts": counts.tolist()}
 
 
 def decode_mask(segmentation: Mapping[str, Any]) -> BoolArray:
@@ -50,18 +60,66 @@ def decode_mask(segmentation: Mapping[str, Any]) -> BoolArray:
             got=f"{int(runs.sum())} pixels" if not (runs < 0).any() else "a negative count",
             expected=f"{height} x {width} = {height * width}",
         )
-    inside = np.zeros(len(runs), np.bool_)
+    return fill_runs(runs, size)
+
+
+def fill_runs(counts: Counts, image_hw: tuple[int, int]) -> BoolArray:
+    """The mask of counts that fill that size. returns: bool (H, W)."""
+    inside = np.zeros(len(counts), np.bool_)
     inside[1::2] = True
-    return np.ascontiguousarray(np.repeat(inside, runs).reshape(width, height).T)
+    return np.ascontiguousarray(np.repeat(inside, counts).reshape(image_hw[1], image_hw[0]).T)
+
+
+def fill_columns(counts: Counts, height: int, start: int, stop: int) -> BoolArray:
+    """Some columns of the mask of counts, from `start` up to `stop`. returns: bool (height, stop - start)."""
+    edges = np.concatenate(([0], np.cumsum(counts))).clip(start * height, stop * height)
+    return fill_runs(np.diff(edges), (height, stop - start))
 
 
 def count_runs(mask: BoolArray) -> Counts:
-    """Lengths of the runs of a mask, column by column, the first one outside. mask: bool (H, W)."""
-    flat = mask.T.reshape(-1)
+    """Lengths of the runs of a mask, column by column, the first one outside.
+
+    mask: bool (H, W); only what its box encloses is read column by column, which is slow
+    returns: int64 (N,)
+    """
+    height = mask.shape[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return np.array([mask.size], np.int64)
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    stride = bottom - top + (bottom - top < height)  # a row outside keeps runs of neighbouring columns apart
+    columnwise = np.zeros((right - left, stride), np.bool_)
+    columnwise[:, : bottom - top] = mask[top:bottom, left:right].T
+    flat = columnwise.reshape(-1)
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate(([0], changes, [flat.size]))
-    counts = np.diff(edges)
-    return np.concatenate(([0], counts)) if flat.size and flat[0] else counts
+    first, last = [0] if flat[0] else [], [flat.size] if flat[-1] else []
+    column, row = np.divmod(np.concatenate((first, changes, last)).astype(np.int64), stride)
+    edges = (left + column) * height + top + row
+    end = [] if edges[-1] == mask.size else [mask.size]
+    counts: Counts = np.diff(np.concatenate(([0], edges, end))).astype(np.int64)
+    return counts
+
+
+def area_of_counts(counts: Counts) -> int:
+    """How many pixels are inside."""
+    return int(counts[1::2].sum())
+
+
+def box_of_counts(counts: Counts, image_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First and last column and row of a mask, from its counts.
+
+    returns: x0, y0, x1, y1, the last ones included, as upstream's ``batched_mask_to_box``; zeros for an empty mask
+    """
+    height = image_hw[0]
+    edges = np.cumsum(counts)
+    starts, ends = edges[:-1:2], edges[1::2]
+    starts, ends = starts[ends > starts], ends[ends > starts]
+    if not len(starts):
+        return 0, 0, 0, 0
+    first, last = starts % height, (ends - 1) % height
+    if (starts // height != (ends - 1) // height).any():  # a run that goes on in the next column
+        return int(starts[0] // height), 0, int((ends[-1] - 1) // height), height - 1
+    return int(starts[0] // height), int(first.min()), int((ends[-1] - 1) // height), int(last.max())
 
 
 def compress_counts(counts: Counts) -> str:
