@@ -15,7 +15,6 @@ import torch
 from samrt.manifest import VERSION
 from samrt_engines.errors import ExportError
 from samrt_export.forms import make_form
-from samrt_export.onnx_graph import OPSET
 from samrt_export.parity import TOLERANCE, ParityRow, reference_runs
 from samrt_export.precision.narrow import TARGETS, forms_for, planned_forms
 from samrt_export.progress import Progress, silent
@@ -107,6 +106,7 @@ def _graph_entry(spec: GraphSpec) -> dict[str, Any]:
 
 def _manifest(family: Family, model: str, weights: Weights, graphs: dict[str, Any]) -> dict[str, Any]:
     licence, note = family.licence(model)
+    own = {} if family.module_numbers is None else family.module_numbers(weights.module)
     return {
         "format": "samrt-bundle",
         "version": VERSION,
@@ -115,11 +115,11 @@ def _manifest(family: Family, model: str, weights: Weights, graphs: dict[str, An
             "checkpoint": {"kind": weights.kind, "sha256": weights.sha256, "seed": weights.seed},
             "licence": {"name": licence, "note": note},
             "samrt": version("samrt"),
-            "opset": OPSET,
+            "opset": max(form["opset"] for graph in graphs.values() for form in graph["forms"]),
             "torch": torch.__version__,
             "onnx": onnx.__version__,
         },
         "graphs": graphs,
-        "numbers": family.numbers(model),
+        "numbers": family.numbers(model) | own,
         "abilities": list(family.abilities(model)),
     }

@@ -10,8 +10,10 @@ from typing import Any
 from samrt_engines.executor import open_executor
 from samrt_export.external import data_files, load_graph, openable, scratch_folder, store
 from samrt_export.flops import Shape, count_flops
-from samrt_export.onnx_graph import OPSET, onnx_from_spec
+from samrt_export.onnx_graph import onnx_from_spec
+from samrt_export.onnx_module import OnnxModule
 from samrt_export.parity import ParityRow, ReferenceRun, measure_parity, refuse_misses, summary
+from samrt_export.precision.elements import opset_versions
 from samrt_export.precision.narrow import checked_narrow, narrow_form
 from samrt_export.registry import Form, GraphSpec
 from samrt_export.writer import record_file, write_file
@@ -31,6 +33,7 @@ class StoredForm:
     targets: tuple[str, ...]
     parity: list[ParityRow]
     flops: float
+    opset: int
     kept_fp32: list[dict[str, Any]] = field(default_factory=list)
     """What computes in fp32 in a narrow form, and why."""
 
@@ -43,7 +46,7 @@ class StoredForm:
                 "data": self.data,
                 "precision": self.precision,
                 "targets": list(self.targets),
-                "opset": OPSET,
+                "opset": self.opset,
                 "flops": self.flops,
                 "parity": summary(self.parity),
             }
@@ -68,9 +71,9 @@ def make_form(
     path = folder / ".".join((spec.name, *form.targets, *(() if precision == "fp32" else (precision,)), "onnx"))
     with scratch_folder(folder) as scratch:
         progress(f"{name}: ONNX")
-        model = onnx_from_spec(
-            spec, form.module, path.with_suffix(".data") if precision == "fp32" else scratch / "fp32.data"
-        )
+        data = path.with_suffix(".data") if precision == "fp32" else scratch / "fp32.data"
+        module = form.module
+        model = module.copy_graph() if isinstance(module, OnnxModule) else onnx_from_spec(spec, module, data)
         progress(f"{name}: parity")
         with openable(model) as content:
             rows = checked_parity(spec, content, "fp32", form.targets, runs)
@@ -85,10 +88,11 @@ def make_form(
             progress(f"{name}: {precision} parity")
             rows = checked_narrow(spec, content, precision, runs, targets=form.targets, fp32=model)
     if isinstance(content, bytes):
-        record, data = write_file(folder, path.name, content), []
+        record, data_records = write_file(folder, path.name, content), []
     else:
-        record, data = record_file(content), [record_file(file) for file in data_files(load_graph(content))]
-    return StoredForm(content, record, data, precision, form.targets, rows, flops, kept_fp32)
+        record, data_records = record_file(content), [record_file(file) for file in data_files(load_graph(content))]
+    opset = opset_versions(model)[""]
+    return StoredForm(content, record, data_records, precision, form.targets, rows, flops, opset, kept_fp32)
 
 
 def usual_shapes(spec: GraphSpec) -> dict[str, Shape]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from samrt.manifest import Manifest
 from samrt_engines.errors import CheckpointError
-from samrt_export.checkpoint import load_checkpoint
+from samrt_export.checkpoint import load_checkpoint, sha256_of
 from samrt_export.hub import download
 from samrt_export.registry import Family, GraphSpec, find
 
@@ -46,17 +46,32 @@ def load_weights(
         raise CheckpointError(
             f"no weights for {model}",
             expected=f"one of {options}",
-            fix=f"samrt export {model} " + (f"--hub {hub_id}" if hub_id else "--random-weights 0"),
+            fix=f"samrt export {model} {_usual_source(family, hub_id)}",
         )
+    if family.open_file is not None and random_seed is None:
+        file = _file(family, model, checkpoint, hub)
+        return Weights(family.open_file(file, model).eval(), "file", sha256_of(file), None)
     module = family.build(model).eval()
     module.requires_grad_(False)
     if random_seed is not None:
         family.randomize(module, random_seed)
         return Weights(module, "random", None, random_seed)
-    path = download(hub) if hub is not None else checkpoint or shipped
-    assert path is not None
-    loaded = load_checkpoint(module, path, family, model)
+    loaded = load_checkpoint(module, _file(family, model, checkpoint, hub), family, model)
     return Weights(module, "file", loaded.sha256, None)
+
+
+def _usual_source(family: Family, hub_id: str | None) -> str:
+    """Where most people have the weights from, as an option."""
+    if hub_id:
+        return f"--hub {hub_id}"
+    return "--random-weights 0" if family.open_file is None else "--checkpoint FILE.onnx"
+
+
+def _file(family: Family, model: str, checkpoint: Path | None, hub: str | None) -> Path:
+    """The file of the source that was named, or the shipped one."""
+    path = download(hub) if hub is not None else checkpoint or family.shipped_checkpoint(model)
+    assert path is not None
+    return path
 
 
 def reference_graphs(manifest: Manifest, checkpoint: Path | None = None) -> tuple[GraphSpec, ...]:
