@@ -152,7 +152,12 @@ def verify(
     raise typer.Exit(0 if report.ok else 1)
 
 
-def models(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def models(
+    toys: Annotated[
+        bool, typer.Option("--toys", help="Also those that `samrt export --toy` makes, for tests.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """List the models samrt can export."""
     require_packages("models", ("torch",))
     from samrt_export.registry import families
@@ -168,22 +173,23 @@ def models(json_output: Annotated[bool, typer.Option("--json", help="Print JSON.
         }
         for family in families().values()
         for model in family.models
+        if toys or not model.endswith("-toy")
     ]
     if json_output:
         print_json(rows)
         return
-    table = Table("model", "input", "licence", "weights", box=None)
+    table = Table("model", "input", "licence", "weights, --hub", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(
-            str(row["model"]), f"{row['input']} px" if row["input"] else "any", str(row["licence"]), str(row["weights"])
-        )
+        size = f"{row['input']} px" if row["input"] else "any"
+        table.add_row(str(row["model"]), size, str(row["licence"]), str(row["weights"]).removeprefix("--hub "))
     Console().print(table)
 
 
 def _input_px(numbers: Mapping[str, Any]) -> int | None:
     """Side of the square picture that a model's first graph takes; None where it takes any."""
-    if "image" in numbers:
-        return int(numbers["image"]["size_hw"][0])
+    for kind in ("image", "proposals"):
+        if kind in numbers:
+            return int(numbers[kind]["size_hw"][0])
     return int(numbers["reconstruction"]["view_px"]) if "reconstruction" in numbers else None
 
 
@@ -191,7 +197,7 @@ def _weights(shipped: Path | None, hub_id: str | None) -> str:
     """Where a model's weights come from."""
     if shipped is not None:
         return "shipped"
-    return f"--hub {hub_id}" if hub_id else "--checkpoint or --random-weights"
+    return f"--hub {hub_id}" if hub_id else "--checkpoint"
 
 
 def demo(

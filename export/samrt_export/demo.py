@@ -1,4 +1,4 @@
-"""``samrt demo``: the whole way on the shipped models: export, verify, segment, track, reconstruct; PNGs and a report."""
+"""``samrt demo``: the whole way on the shipped models: export, verify, segment, find, track, reconstruct; PNGs, a report."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from samrt.commands.output import json_text, write_whole
 from samrt_export.demo_3d import MASK_FILE, PICTURE_FILE, POINTS_FILE, Solid, reconstruct_solids
 from samrt_export.demo_3d import MODEL as MODEL_3D
 from samrt_export.demo_3d import SHEET as OBJECT_SHEET
+from samrt_export.demo_everything import FILE as EVERYTHING_FILE
+from samrt_export.demo_everything import POINTS_PER_SIDE, Everything, find_everything
+from samrt_export.demo_everything import SHEET as EVERYTHING_SHEET
 from samrt_export.demo_video import SHEET as TRACK_SHEET
 from samrt_export.demo_video import TrackedClip, track_clip
 from samrt_export.export import ExportReport, export_model
@@ -33,6 +36,8 @@ SIDE = 512
 """Pictures are drawn larger than the model's input, as pictures are in life."""
 SCENES = (15, 25, 24, 17, 13, 23)
 """Held-out pictures that are pleasant to look at, as offsets from the first seed."""
+UNPROMPTED = (0, 2, 5)
+"""Of them those in which everything is found."""
 SHEET, SHEET_COLUMNS = "demo.png", 3
 TARGETS = ("onnxruntime-cpu",)
 """What the demo's bundles are for; tracing the forms for other targets would double its time."""
@@ -58,6 +63,7 @@ class DemoReport:
     verify: VerifyReport
     encode_ms: float
     shots: tuple[Shot, ...]
+    everything: Everything
     clip: TrackedClip
     export_3d: ExportReport
     solids: tuple[Solid, ...]
@@ -65,11 +71,13 @@ class DemoReport:
 
     def summary(self) -> str:
         """A few lines for the terminal."""
-        worst, clip = max(row.relative_l2 for row in self.verify.rows), self.clip
+        worst, clip, everything = max(row.relative_l2 for row in self.verify.rows), self.clip, self.everything
         lines = [
             f"exported and verified {MODEL}: largest relative error against PyTorch {worst:.1e}",
             f"segmented {len(self.shots)} pictures without PyTorch; encoding took {self.encode_ms:.0f} ms each",
             *(f"  {shot.caption.splitlines()[0]}: IoU {shot.iou:.3f}, {shot.decode_ms:.1f} ms" for shot in self.shots),
+            f"found everything in {len(everything.pictures)} of them without a prompt: {everything.masks} masks of "
+            f"{everything.things} things, IoU {everything.iou:.3f}, {everything.picture_s:.1f} s a picture",
             f"tracked {clip.objects} objects over {clip.frames} frames from a click each: "
             f"IoU {clip.region_similarity:.3f}, {clip.frame_ms:.0f} ms a frame",
             f"made {len(self.solids)} objects 3D from a picture each (the model knows these pictures by heart):",
@@ -78,9 +86,10 @@ class DemoReport:
                 f"{solid.mesh.chamfer:.2f} voxels off its surface, {solid.seconds:.1f} s"
                 for solid in self.solids
             ),
-            f"{self.seconds:.0f} s in all. Look at {self.out / SHEET}, {self.out / TRACK_SHEET} and {self.out / OBJECT_SHEET}, "
+            f"{self.seconds:.0f} s in all. Look at {SHEET}, {EVERYTHING_SHEET}, {TRACK_SHEET} and {OBJECT_SHEET} in {self.out}, "
             f"then read {self.out / 'report.md'}",
             f"Try: samrt segment {self.out / 'scene.png'} -b {self.out / 'bundle'} --point 256,256 -o mine.png",
+            f"     samrt everything {self.out / 'scene.png'} -b {self.out / 'bundle'} -o mine",
         ]
         if clip.videos:
             x, y = clip.click
@@ -110,12 +119,16 @@ class DemoReport:
             f"[{solid.mesh_file}]({solid.mesh_file}), [{solid.gaussians_file}]({solid.gaussians_file}) |"
             for solid in self.solids
         )
-        clip = self.clip
+        clip, everything = self.clip, self.everything
         links = ", ".join(f"[{name}]({name})" for name in clip.videos) or "no video: PyAV is not installed"
         return (
             f"# samrt demo\n\n![what {MODEL} saw]({SHEET})\n\n"
             f"Export {self.export.seconds:.1f} s, encoding {self.encode_ms:.0f} ms a picture ({SIDE} x {SIDE}).\n\n"
             f"| prompt | IoU with the truth | answer, ms | picture |\n|---|---|---|---|\n{rows}\n\n"
+            f"## Everything\n\n![all masks of {len(everything.pictures)} pictures]({EVERYTHING_SHEET})\n\n"
+            f"A grid of {POINTS_PER_SIDE} x {POINTS_PER_SIDE} points: {everything.masks} masks of {everything.things} things, "
+            f"mean IoU of a thing's best mask {everything.iou:.3f}, {everything.picture_s:.1f} s a picture. "
+            f"Those of the first picture as a COCO file: [{EVERYTHING_FILE}]({EVERYTHING_FILE}).\n\n"
             f"## A clip\n\n![{clip.objects} objects, a click each on the first frame]({TRACK_SHEET})\n\n"
             f"{clip.objects} objects over {clip.frames} frames from one click each on the first: mean IoU with the truth "
             f"{clip.region_similarity:.3f}, {clip.frame_ms:.0f} ms a frame. {links}.\n\n"
@@ -134,6 +147,7 @@ class DemoReport:
             "export_s": self.export.seconds,
             "encode_ms": self.encode_ms,
             "verify": self.verify.to_json(),
+            "everything": {key: value for key, value in asdict(self.everything).items() if key != "pictures"},
             "clip": {key: value for key, value in asdict(self.clip).items() if key != "pictures"},
             "objects": [
                 {key: value for key, value in asdict(solid).items() if key != "views"} for solid in self.solids
@@ -143,8 +157,8 @@ class DemoReport:
 
 
 def run_demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> DemoReport:
-    """Export nano to ``out/bundle``, verify it, segment pictures by every kind of prompt, track a clip; export nano-3d to
-    ``out/bundle-3d`` and make objects 3D. Leaves PNGs, videos, a GLB, a PLY and reports.
+    """Export nano to ``out/bundle``, verify it, segment pictures by every kind of prompt and by none, track a clip; export
+    nano-3d to ``out/bundle-3d`` and make objects 3D. Leaves PNGs, videos, a GLB, a PLY and reports.
 
     seed: moves on to other pictures. Raises any SamrtError of the steps.
     """
@@ -165,13 +179,15 @@ def _run(out: Path, seed: int, progress: Progress, export_3d: Callable[[], Expor
     with samrt.load(out / "bundle") as model:
         encode_ms = _milliseconds(lambda: model.encode(frames[0].image))
         shots = tuple(_shots(model, frames))
+        progress("finding everything", 0, 1)
+        everything = find_everything(model, [frames[k] for k in UNPROMPTED], out)
         progress("tracking", 0, 1)
         clip = track_clip(model, out, side=SIDE)
     progress(f"exporting {MODEL_3D}", 0, 1)
     exported_3d = export_3d()
     progress("reconstructing", 0, 1)
     solids = reconstruct_solids(out / "bundle-3d", out)
-    report = DemoReport(out, exported, verified, encode_ms, shots, clip, exported_3d, solids, 0.0)
+    report = DemoReport(out, exported, verified, encode_ms, shots, everything, clip, exported_3d, solids, 0.0)
     _write_pictures(report, frames[0])
     return report
 
@@ -290,6 +306,9 @@ def _write_pictures(report: DemoReport, first: Frame) -> None:
         cell_px=380,
     )
     _save_png(report.out / SHEET, sheet)
+    unprompted = report.everything
+    sheet = samrt.grid(list(unprompted.pictures), SHEET_COLUMNS, list(unprompted.captions), cell_px=380)
+    _save_png(report.out / EVERYTHING_SHEET, sheet)
     clip = samrt.grid(list(report.clip.pictures), SHEET_COLUMNS, list(report.clip.captions), cell_px=380)
     _save_png(report.out / TRACK_SHEET, clip)
     _save_png(report.out / OBJECT_SHEET, np.concatenate([solid.views for solid in report.solids]))

@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from samrt_engines.errors import ExportError
 from samrt_engines.tensors import TensorSpec
 
-FAMILIES = ("sam2", "edgetam", "sam3d", "trellis", "moge")
+FAMILIES = (
+    "sam",
+    "sam_hq",
+    "mobile_sam",
+    "efficient_sam",
+    "fast_sam",
+    "sam2",
+    "edgetam",
+    "sam3d",
+    "trellis",
+    "moge",
+)
 
 Feeds = dict[str, NDArray[np.generic]]
 
@@ -78,6 +89,10 @@ class Family:
     """Reads the weights of one path where that is more than one checkpoint file, a folder of them. None: a file."""
     fit: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
     """Gives a built module the shape of a file where files differ, before the strict load: shared weights made separate."""
+    open_file: Callable[[Path, str], nn.Module] | None = None
+    """Makes the module of a model from a file that is more than weights: an ONNX file that holds the network too."""
+    module_numbers: Callable[[nn.Module], dict[str, Any]] | None = None
+    """Of ``numbers`` those that only the loaded module knows, in place of the model's."""
 
 
 @cache

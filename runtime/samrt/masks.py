@@ -37,23 +37,32 @@ def choose_candidates(
 
     logits: float32 (P, T, h, w); scores: float32 (P, T), the predicted IoU
 
-    With `multimask`, all of ``numbers.multi``. Without, ``numbers.single``; and where the model asks for it, a prompt
-    whose single mask is not stable gets the best-scored of ``numbers.multi`` instead, with its score
-    (``MaskDecoder._dynamic_multimask_via_stability`` of SAM 2).
+    With `multimask`, all of ``numbers.multi``. Without, ``numbers.single``, of several the best-scored; and where the
+    model asks for it, a prompt whose single mask is not stable gets the best-scored of ``numbers.multi`` instead, with its
+    score (``MaskDecoder._dynamic_multimask_via_stability`` of SAM 2).
     """
     if multimask:
         return Candidates(_take(logits, numbers.multi), _take(scores, numbers.multi))
+    if len(numbers.single) > 1:
+        rows, best = np.arange(len(scores)), _best(scores, numbers.single)
+        return Candidates(logits[rows, best][:, None], scores[rows, best][:, None])
     chosen = Candidates(_take(logits, numbers.single), _take(scores, numbers.single))
     rule = numbers.stability
     if rule is None:
         return chosen
     unstable = np.flatnonzero(stability_scores(chosen.logits, rule.delta)[:, 0] < rule.threshold)
     if len(unstable):
-        best = np.array(numbers.multi)[np.argmax(scores[unstable][:, numbers.multi], axis=1)]
+        best = _best(scores[unstable], numbers.multi)
         chosen = Candidates(chosen.logits.copy(), chosen.scores.copy())
         chosen.logits[unstable] = logits[unstable, best][:, None]
         chosen.scores[unstable] = scores[unstable, best][:, None]
     return chosen
+
+
+def _best(scores: Float32Array, candidates: tuple[int, ...]) -> NDArray[np.intp]:
+    """The best-scored of some candidates for each prompt; scores: (P, T) -> (P,)."""
+    best: NDArray[np.intp] = np.array(candidates)[np.argmax(scores[:, candidates], axis=1)]
+    return best
 
 
 def _take(array: Float32Array, candidates: tuple[int, ...]) -> Float32Array:

@@ -51,7 +51,7 @@ class MaskNumbers:
     threshold: float
     logits_clamp: float
     size_hw: tuple[int, int]
-    single: tuple[int, ...]
+    single: tuple[int, ...]  # of several the best-scored, and then without a stability rule
     multi: tuple[int, ...]
     stability: Stability | None
 
@@ -232,6 +232,8 @@ def _masks(cursor: Cursor) -> MaskNumbers:
     stability = None
     if not rule.is_null():
         stability = Stability(rule.key("delta").number(0.0), rule.key("threshold").number(0.0, 1.0))
+    if stability is not None and len(cursor.key("single").items(1, 1000)) > 1:
+        rule.fail("null, where several candidates answer a single request")
     return MaskNumbers(
         threshold=cursor.key("threshold").number(),
         logits_clamp=cursor.key("logits_clamp").number(0.0, math.inf),

@@ -1,8 +1,7 @@
 """Prompts: what a person points at, checked once and turned into the prompt encoder's tensors.
 
 Every kind of prompt says how many prompts P it holds, and all kinds given must agree: nothing is repeated silently. A
-    single
-point list (N, 2), box (4,) or mask (h, w) is P = 1.
+single point list (N, 2), box (4,) or mask (h, w) is P = 1.
 """
 
 from __future__ import annotations

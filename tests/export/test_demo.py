@@ -25,6 +25,11 @@ def test_the_demo_leaves_pictures_and_a_report(demo: DemoReport) -> None:
     assert [shot["name"] for shot in written["shots"]] == [shot.name for shot in report.shots]
     assert "demo.png" in (out / "report.md").read_text()
     assert "demo.png" in report.summary()
+    assert report.everything.iou > 0.9
+    assert report.everything.masks < 2 * report.everything.things
+    assert len(json.loads((out / "everything.json").read_text())["annotations"]) > 3
+    with PIL.Image.open(out / "everything.png") as sheet:
+        assert sheet.width > 1000
     assert report.export_3d.path == out / "bundle-3d"
     assert [row["kind"] for row in written["objects"]] == [solid.kind for solid in report.solids]
     for solid in report.solids:

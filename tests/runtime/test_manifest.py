@@ -95,6 +95,7 @@ def test_everything_is_read(manifest: dict[str, Any]) -> None:
         ("numbers.proposals", {"size_hw": [64]}, "numbers.proposals.size_hw | got: an array of 1 elements"),
         ("numbers.masks.threshold", "0", "numbers.masks.threshold | got: '0' | expected: a number"),
         ("numbers.masks.stability", ..., "numbers.masks.stability | got: nothing"),
+        ("numbers.masks.single", [0, 1], "numbers.masks.stability | got:"),
         ("numbers.masks.multi", [], "numbers.masks.multi | got: an array of 0 elements"),
         ("source.licence", ..., "source.licence | got: nothing"),
         ("abilities.0", 7, "abilities[0] | got: 7 | expected: a text"),

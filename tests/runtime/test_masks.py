@@ -53,6 +53,16 @@ def test_a_stable_single_mask_stays() -> None:
     np.testing.assert_array_equal(chosen.scores, scores[:, :1])
 
 
+def test_a_single_request_may_get_the_best_of_several() -> None:
+    logits, scores = candidates(3)
+    scores[1] = [0.1, 0.8, 0.2, 0.9]
+    scores[2, 0] = 0.99
+    numbers = dataclasses.replace(NUMBERS, single=(1, 2, 3), stability=None)
+    chosen = choose_candidates(logits, scores, numbers, multimask=False)
+    np.testing.assert_array_equal(chosen.logits, np.stack([logits[0, 2], logits[1, 3], logits[2, 2]])[:, None])
+    np.testing.assert_array_equal(chosen.scores, np.float32([[0.9], [0.9], [0.9]]))
+
+
 def test_an_unstable_single_mask_gives_way_to_the_best() -> None:
     logits, scores = candidates()
     logits = logits.copy()

@@ -30,6 +30,20 @@ class LayerNorm2d(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
+class LinearMlp(nn.Module):
+    """Two linear layers under SAM's names, an activation between them."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden_dim)
+        self.lin2 = nn.Linear(hidden_dim, dim)
+        self.act = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim), the same out."""
+        return self.lin2(self.act(self.lin1(x)))  # type: ignore[no-any-return]
+
+
 class MLP(nn.Module):
     """Linear layers with an activation between them; ``layers.N`` are the official names."""
 
@@ -54,3 +68,10 @@ class MLP(nn.Module):
             x = self.activation(layer(x))
         x = self.layers[-1](x)
         return x.sigmoid() if self.sigmoid_output else x
+
+
+def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A layer of given weights (out, in), which do not learn."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+    return layer

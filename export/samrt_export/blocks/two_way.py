@@ -11,6 +11,7 @@ Thousands of image positions meet a handful of tokens, so projecting the image i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -97,17 +98,18 @@ class Attention(nn.Module):
 class TwoWayAttentionBlock(nn.Module):
     """Tokens among themselves, tokens to image, MLP on the tokens, image to tokens; a norm after each."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, first: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp: nn.Module, first: bool, positions_stay: bool = False) -> None:
         super().__init__()
         self.self_attn = Attention(dim, num_heads)
         self.norm1 = nn.LayerNorm(dim)
         self.cross_attn_token_to_image = Attention(dim, num_heads, downsample_rate=2)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, mlp_dim, dim, 2)
+        self.mlp = mlp
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
         self.cross_attn_image_to_token = Attention(dim, num_heads, downsample_rate=2)
         self.first = first
+        self.positions_stay = positions_stay
 
     def forward(
         self,
@@ -122,12 +124,7 @@ class TwoWayAttentionBlock(nn.Module):
 
         projected: of keys and key_pe, where they are known
         """
-        if self.first:  # the first block's self-attention has neither positions nor a residual
-            queries = self.self_attn(queries, queries, queries)
-        else:
-            q = queries + query_pe
-            queries = queries + self.self_attn(q, q, queries)
-        queries = self.norm1(queries)
+        queries = self.norm1(self._attend_themselves(queries, query_pe))
         queries = self.norm2(queries + self._attend_image(queries + query_pe, keys, key_pe, projected, folded))
         queries = self.norm3(queries + self.mlp(queries))
         attended = self._attend_tokens(keys, key_pe, queries + query_pe, queries, projected, folded)
@@ -152,6 +149,14 @@ class TwoWayAttentionBlock(nn.Module):
         """What projects the image, in the order of `ImageProjections`."""
         to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
         return to_tokens.q_proj, to_image.k_proj, to_image.v_proj
+
+    def _attend_themselves(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The first block adds no positions; the tokens are their own."""
+        placed = tokens if self.first else tokens + positions
+        if self.positions_stay:
+            return placed + self.self_attn(placed, placed, placed)  # type: ignore[no-any-return]
+        attended = self.self_attn(placed, placed, tokens)
+        return attended if self.first else tokens + attended  # type: ignore[no-any-return]
 
     def _attend_image(
         self, tokens: Tensor, keys: Tensor, key_pe: Tensor, projected: ImageProjections | None, folded: bool
@@ -183,11 +188,29 @@ class TwoWayAttentionBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Two blocks and a last token-to-image attention."""
+    """Two blocks and a last token-to-image attention.
 
-    def __init__(self, depth: int, dim: int, num_heads: int, mlp_dim: int) -> None:
+    Two readings of the paper exist. SAM's own: in self-attention positions are added to queries and keys alone, and the first
+    block has no residual. EfficientSAM's (``positions_stay``): positions go into the stream, so that values and the residual
+    have them too, and every block has a residual.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        make_mlp: Callable[[], nn.Module] | None = None,
+        positions_stay: bool = False,
+    ) -> None:
+        """make_mlp: the MLP of a block, (B, T, dim) -> the same; None: two linear layers of mlp_dim with a ReLU between."""
         super().__init__()
-        self.layers = nn.ModuleList(TwoWayAttentionBlock(dim, num_heads, mlp_dim, first=i == 0) for i in range(depth))
+        make = make_mlp or (lambda: MLP(dim, mlp_dim, dim, 2))
+        self.layers = nn.ModuleList(
+            TwoWayAttentionBlock(dim, num_heads, make(), i == 0, positions_stay) for i in range(depth)
+        )
         self.final_attn_token_to_image = Attention(dim, num_heads, downsample_rate=2)
         self.norm_final_attn = nn.LayerNorm(dim)
 

@@ -107,7 +107,7 @@ def _open(path: Path, model: str) -> nn.Module:
 
 
 FAMILY = Family(
-    name="fast_sam",
+    name="fast-sam",
     models=tuple(SIZES),
     build=build,
     graphs=graphs,

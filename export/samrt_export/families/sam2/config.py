@@ -34,6 +34,8 @@ class Sam2Config:
     mlp_dim: int = 2048
     iou_hidden_dim: int = 256
     top_down_levels: tuple[int, ...] = (2, 3)
+    automatic: tuple[float, float] = (0.8, 0.95)
+    """Expected IoU and stability from which on automatic masks are kept: ``SAM2AutomaticMaskGenerator``'s defaults."""
     hub_id: str | None = None
     checkpoint: Path | None = None
 
@@ -64,6 +66,7 @@ NANO = Sam2Config(
     mlp_dim=512,
     iou_hidden_dim=128,
     top_down_levels=(0, 1, 2, 3),
+    automatic=(0.7, 0.9),  # it trusts small things less than it could
     checkpoint=Path(__file__).parents[2] / "nano" / "nano.safetensors",
 )
 CONFIGS = {

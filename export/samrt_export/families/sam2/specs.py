@@ -168,6 +168,10 @@ def tracker_numbers(config: Sam2Config) -> dict[str, Any]:
             "multi": [1, 2, 3],
             "stability": {"delta": 0.05, "threshold": 0.98},
         },
-        "automatic": {"pred_iou_thresh": 0.8, "stability_score_thresh": 0.95, "candidates": "all"},
+        "automatic": {
+            "pred_iou_thresh": config.automatic[0],
+            "stability_score_thresh": config.automatic[1],
+            "candidates": "all",
+        },
         "video": video_numbers(config),
     }
