@@ -7,7 +7,8 @@
     result = model.decode(features, samrt.Prompts(points=[[500, 375]], labels=[1])).best()
     result.masks  # bool (P, C, H, W), original pixels
 
-Importing it loads numpy and nothing heavier; engines and Pillow are imported where they are used, video and 3D when first named.
+Importing it loads numpy and nothing heavier; engines and Pillow are imported where they are used, whole pictures,
+folders, video and 3D when first named.
 """
 
 from importlib import import_module
@@ -42,15 +43,22 @@ from samrt_engines.errors import (
 )
 
 if TYPE_CHECKING:
-    from samrt import assets, media, reconstruct, video
+    from samrt import assets, media, proposals, reconstruct, video
+    from samrt.automatic import AutomaticMaskGenerator
+    from samrt.detections import Boxes, read_boxes
+    from samrt.folder import JobReport, segment_boxes, segment_everything
     from samrt.media import track_video
+    from samrt.proposals import ProposalModel
     from samrt.reconstruct import Reconstruction, Reconstructor
+    from samrt.segments import Segments
     from samrt.video import VideoPredictor, VideoTracker
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutomaticMaskGenerator",
     "BackendError",
+    "Boxes",
     "BundleError",
     "Cancelled",
     "CheckpointError",
@@ -62,17 +70,20 @@ __all__ = [
     "ImageError",
     "ImagePredictor",
     "InputError",
+    "JobReport",
     "ManifestError",
     "MissingExtraError",
     "Model",
     "ParityError",
     "PromptError",
     "Prompts",
+    "ProposalModel",
     "ProviderError",
     "Reconstruction",
     "Reconstructor",
     "Result",
     "SamrtError",
+    "Segments",
     "TensorError",
     "UnsafePathError",
     "VideoPredictor",
@@ -84,24 +95,36 @@ __all__ = [
     "load",
     "media",
     "overlay",
+    "proposals",
+    "read_boxes",
     "read_image",
     "reconstruct",
+    "segment_boxes",
+    "segment_everything",
     "track_video",
     "video",
 ]
 
 _LATER = {
+    "AutomaticMaskGenerator": "samrt.automatic",
+    "Boxes": "samrt.detections",
+    "JobReport": "samrt.folder",
+    "ProposalModel": "samrt.proposals",
     "Reconstruction": "samrt.reconstruct",
     "Reconstructor": "samrt.reconstruct",
+    "Segments": "samrt.segments",
     "VideoPredictor": "samrt.video",
     "VideoTracker": "samrt.video",
+    "read_boxes": "samrt.detections",
+    "segment_boxes": "samrt.folder",
+    "segment_everything": "samrt.folder",
     "track_video": "samrt.media",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Video and 3D are most of what there is to import, and most processes need neither: they are loaded when first named."""
-    if name in {"assets", "media", "reconstruct", "video"}:
+    """Most of what there is to import, most processes never need: it is loaded when first named."""
+    if name in {"assets", "media", "proposals", "reconstruct", "video"}:
         return import_module(f"samrt.{name}")
     if home := _LATER.get(name):
         return getattr(import_module(home), name)

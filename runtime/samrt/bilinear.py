@@ -28,7 +28,11 @@ _MANY_RUNS = 2000  # above this number of runs in a plane, painting them one by 
 _BAND_ROWS = 16  # source rows widened at once, and
 _BLOCK_ROWS = 16  # output rows computed at once: at 1920 pixels 120 KB a table, so all stay in the second-level cache
 _CELLS_AT_ONCE = 4096
-_ROUNDING = 16 * float(np.finfo(np.float32).eps)  # three lerps are off by at most 6 eps of the largest sample
+_ROUNDING = 16 * float(
+    np.finfo(np.float32).eps
+)  # three lerps are off by at most 6 eps of the largest sample, six by 12
+
+UNCLEAR, ABOVE, BELOW = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +83,7 @@ def resize_planes(planes: Float32Array, hw: tuple[int, int], crop_hw: tuple[int,
     out = np.empty((len(planes), rows.pixels, columns.pixels), np.float32)
     with np.errstate(invalid="ignore", over="ignore"):  # infinities and NaN pass through as themselves
         for plane, target in zip(planes, out, strict=True):
-            for pixels, values in _resized_blocks(plane, rows, columns):
+            for pixels, values in resized_blocks(plane, rows, columns):
                 target[pixels] = values
     return out
 
@@ -100,7 +104,7 @@ def threshold_planes(planes: Float32Array, hw: tuple[int, int], threshold: float
         return out
     level = np.array(threshold, np.float32)  # comparing with a 0-d array is quicker than with a scalar
     with np.errstate(invalid="ignore", over="ignore"):  # infinities and NaN give the answer their arithmetic gives
-        above, mixed = _classify_cells(planes, float(level))
+        above, mixed = classify_cells(planes, float(level))
         occupied = planes[0].size
         if not (rows.count.all() and columns.count.all()):  # a reduction: many cells hold no pixel at all
             inhabited = (rows.count > 0)[:, None] & (columns.count > 0)
@@ -108,7 +112,7 @@ def threshold_planes(planes: Float32Array, hw: tuple[int, int], threshold: float
             occupied = np.count_nonzero(inhabited)
         for index, plane in enumerate(planes):
             if np.count_nonzero(mixed[index]) > _DENSE_FRACTION * occupied:
-                for pixels, values in _resized_blocks(plane, rows, columns):
+                for pixels, values in resized_blocks(plane, rows, columns):
                     np.greater(values, level, out=out[index, pixels])
                 mixed[index] = False
             else:
@@ -123,18 +127,28 @@ def _plan(planes: Float32Array, hw: tuple[int, int], crop_hw: tuple[int, int] | 
     return plan_axis(height, hw[0], crop_h), plan_axis(width, hw[1], crop_w)
 
 
-def _classify_cells(planes: Float32Array, threshold: float) -> tuple[BoolArray, BoolArray]:
+def classify_cells(planes: Float32Array, threshold: float) -> tuple[BoolArray, BoolArray]:
     """Return which cells are surely above the threshold throughout, and which may hold both answers; bool (M, h, w)."""
-    peak = max(float(planes.max()), -float(planes.min()))
-    margin = _ROUNDING * (peak + abs(threshold))  # NaN or infinity makes all cells mixed: computed densely
-    sides = (planes > np.float32(threshold + margin)).view(np.uint8)
-    sides |= (planes < np.float32(threshold - margin)).view(np.uint8) << 1  # 1 surely above, 2 surely not, 0 unclear
+    sides = classify_samples(planes, threshold)
     # Each sample together with its right, lower and lower right neighbour; the last row and column have none.
     pairs = sides.copy()
     pairs[:, :-1] &= sides[:, 1:]
     cells = pairs.copy()
     cells[:, :, :-1] &= pairs[:, :, 1:]
-    return cells == 1, cells == 0
+    return cells == ABOVE, cells == UNCLEAR
+
+
+def classify_samples(planes: Float32Array, threshold: float) -> NDArray[np.uint8]:
+    """Return on which side of the threshold each sample surely lies: `ABOVE`, `BELOW` or `UNCLEAR`; uint8 (M, h, w).
+
+    What is interpolated of samples on one side, by two resizes at most, lies on that side. The & of two sides is theirs
+    if they are equal, else unclear.
+    """
+    peak = max(float(planes.max()), -float(planes.min()))
+    margin = _ROUNDING * (peak + abs(threshold))  # NaN or infinity makes all samples unclear: computed densely
+    sides = (planes > np.float32(threshold + margin)).view(np.uint8)
+    sides |= (planes < np.float32(threshold - margin)).view(np.uint8) << 1
+    return sides
 
 
 def _paint_cells(above: BoolArray, rows: Axis, columns: Axis, out: BoolArray) -> None:
@@ -163,20 +177,21 @@ def _threshold_cells(
         right = corner + (column < width - 1)
         below = np.where(row < height - 1, width, 0)
         weight_x = columns.cell_weights[:, column]
-        top = _lerp(samples[corner], samples[right], weight_x)  # (pixels across, cells)
-        bottom = _lerp(samples[corner + below], samples[right + below], weight_x)
-        values = _lerp(top, bottom, rows.cell_weights[:, None, row])  # (pixels down, pixels across, cells)
+        top = lerp(samples[corner], samples[right], weight_x)  # (pixels across, cells)
+        bottom = lerp(samples[corner + below], samples[right + below], weight_x)
+        values = lerp(top, bottom, rows.cell_weights[:, None, row])  # (pixels down, pixels across, cells)
         line_start = (rows.cell_pixels[:, row] + plane * rows.pixels) * columns.pixels
         pixels[line_start[:, None] + columns.cell_pixels[:, column]] = values > level
 
 
-def _lerp(first: Float32Array, second: Float32Array, weight: Float32Array) -> Float32Array:
+def lerp(first: Float32Array, second: Float32Array, weight: Float32Array) -> Float32Array:
+    """Return ``first + (second - first) * weight`` in the order that makes all paths equal."""
     values = (second - first) * weight
     values += first
     return values
 
 
-def _resized_blocks(plane: Float32Array, rows: Axis, columns: Axis) -> Iterator[tuple[slice, Float32Array]]:
+def resized_blocks(plane: Float32Array, rows: Axis, columns: Axis) -> Iterator[tuple[slice, Float32Array]]:
     """Resize one plane; yields (which output rows, their values), a block that fits the cache at a time.
 
     The values lie in a buffer that the next step overwrites.

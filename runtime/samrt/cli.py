@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from samrt.commands import bench, build, doctor, downsample, info, reconstruct, segment, track
+from samrt.commands import bench, build, doctor, downsample, everything, info, reconstruct, segment, track
 from samrt_engines.errors import MissingExtraError, SamrtError
 
 EXPORT_COMMANDS = ("export", "verify", "models", "demo")
@@ -39,7 +39,7 @@ def build_app() -> typer.Typer:
         for name in EXPORT_COMMANDS:
             if name not in known:
                 _add_missing(name)
-        for module in (segment, track, reconstruct, downsample, info, build, bench, doctor):
+        for module in (segment, everything, track, reconstruct, downsample, info, build, bench, doctor):
             module.register(app)
     return app
 

@@ -49,10 +49,9 @@ def label_components(mask: BoolArray) -> tuple[NDArray[np.int32], IndexArray]:
     stacked = np.zeros((mask.size // (height * width), height + 1, width), np.bool_)
     stacked[:, :height] = mask.reshape(-1, height, width)
     runs = find_runs(stacked.reshape(-1, width))
-    root = _join(len(runs.row), *_touching(runs, width))
-    is_first = root == np.arange(len(root))
-    label = np.cumsum(is_first, dtype=np.int32)[root]
-    areas = np.bincount(label, weights=runs.stop - runs.start, minlength=1).astype(np.intp)
+    component, inside = label_runs(runs, width)
+    label = component.astype(np.int32) + 1
+    areas = np.concatenate(([0], inside))
     areas[0] = mask.size - areas.sum()
     # Paint by repetition: the gap before each run, the run, and so on to the end.
     start, stop = runs.row * width + runs.start, runs.row * width + runs.stop
@@ -62,6 +61,16 @@ def label_components(mask: BoolArray) -> tuple[NDArray[np.int32], IndexArray]:
     values[1::2] = label
     labels = np.repeat(values, np.diff(edges)).reshape(stacked.shape)[:, :height]
     return labels.reshape(mask.shape), areas
+
+
+def label_runs(runs: Runs, width: int) -> tuple[IndexArray, IndexArray]:
+    """Label the 8-connected components of runs that lie in rows of `width` pixels.
+
+    returns: components intp (runs,), 0.. in reading order of each component's first pixel; areas intp (components,) in pixels
+    """
+    root = _join(len(runs.row), *_touching(runs, width))
+    component = np.cumsum(root == np.arange(len(root)))[root] - 1
+    return component, np.bincount(component, weights=runs.stop - runs.start).astype(np.intp)
 
 
 def small_components(mask: BoolArray, max_area: float) -> BoolArray:

@@ -98,7 +98,7 @@ def test_threshold_of_objects_at_any_pair_of_sizes(source: tuple[int, int], hw: 
 
 def test_object_masks_touch_few_cells() -> None:
     """What makes it quick: on an object, nearly all cells have one answer."""
-    _, mixed = bilinear._classify_cells(blobs(256, 256), 0.0)
+    _, mixed = bilinear.classify_cells(blobs(256, 256), 0.0)
     assert mixed.mean() < 0.02
 
 
