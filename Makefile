@@ -3,7 +3,7 @@
 #   make demo     the whole way on the shipped model: export, verify, segment, track, reconstruct; pictures and a report in demo-out
 #   make test     the tests that need no GPU
 #   make check    linter, formatter, types, imports
-#   make bench    latency and memory of the shipped model, next to PyTorch, and how well it tracks; written to bench-out
+#   make bench    latency and memory of the shipped model next to PyTorch, 100 boxes at once, and how well it tracks; in bench-out
 #   make clean    remove all of it
 #
 # PYTHON picks the interpreter; PIP_ARGS is handed to pip. Without an NVIDIA GPU, a smaller PyTorch comes with
@@ -37,6 +37,7 @@ bench: venv
 	rm -rf bench-out
 	$(BIN)/samrt export nano -o bench-out/nano
 	$(BIN)/samrt bench bench-out/nano --video --against pytorch -o bench-out
+	$(BIN)/python benchmarks/sam_family_timing.py bench-out/nano --runs 20 > bench-out/boxes.json
 	$(BIN)/python -m samrt_export.nano.evaluate_video bench-out/nano --out bench-out/video.json
 
 venv: $(READY)
