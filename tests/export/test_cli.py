@@ -27,8 +27,15 @@ def run(*arguments: object) -> Result:
 
 
 def test_models_lists_all_of_them() -> None:
-    rows = json.loads(run("models", "--json").stdout)
-    assert [row["model"] for row in rows] == [
+    listed = [row["model"] for row in json.loads(run("models", "--json").stdout)]
+    assert listed == [
+        *(f"sam-vit-{size}" for size in "blh"),
+        *(f"sam-hq-vit-{size}" for size in ("b", "l", "h", "tiny")),
+        "mobile-sam",
+        "efficient-sam-ti",
+        "efficient-sam-s",
+        "fast-sam-s",
+        "fast-sam-x",
         *(
             f"{version}-hiera-{size}"
             for version in ("sam2.1", "sam2")
@@ -37,13 +44,13 @@ def test_models_lists_all_of_them() -> None:
         "nano",
         "edgetam",
         "sam3d-objects",
-        "sam3d-objects-toy",
         "nano-3d",
         "trellis-image-large",
-        "trellis-image-large-toy",
         "moge-vitl",
-        "moge-vitl-toy",
     ]
+    with_toys = [row["model"] for row in json.loads(run("models", "--toys", "--json").stdout)]
+    assert [model for model in with_toys if not model.endswith("-toy")] == listed
+    assert {"sam-vit-b-toy", "mobile-sam-toy", "sam3d-objects-toy"} < set(with_toys)
     assert "facebook/sam2.1-hiera-large" in run("models").stdout
 
 

@@ -86,3 +86,18 @@ class PromptEncoder(nn.Module):
             x = layer(x)  # (P, 16, h, w) in the end
         embedding = linear_1x1(x.permute(0, 2, 3, 1), last).flatten(1, 2)  # (P, hw, dim)
         return torch.where(has_mask.reshape(-1, 1, 1) > 0.5, embedding, self.no_mask_embed.weight)
+
+
+class PromptEncoderGraph(nn.Module):
+    """The graph ``prompt_encoder``: see the table of families/sam."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor, has_mask_input: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns sparse_embeddings, dense_embeddings."""
+        sparse = self.encoder.embed_points(point_coords, point_labels)
+        return sparse, self.encoder.embed_masks(mask_input, has_mask_input)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from samrt_engines.tensors import TensorSpec
+from samrt_export.blocks.prompt_encoder import PromptEncoderGraph
 from samrt_export.blocks.vit import ImageEncoderVit
 from samrt_export.blocks.vit_forms import EvenAttention, OrtCpuAttention, PlainAttention, VitForm
 from samrt_export.families.sam.config import CONFIGS, MEAN, STD, PromptedConfig
@@ -23,7 +24,6 @@ from samrt_export.families.sam.modules import (
     ImageEncoderReference,
     MaskDecoderGraph,
     MaskDecoderReference,
-    PromptEncoderGraph,
 )
 from samrt_export.registry import Feeds, Form, GraphSpec
 from samrt_export.samples import sample_image, sample_prompts
@@ -77,7 +77,7 @@ def encoder_graph(encoder: nn.Module, size: int, outputs: tuple[TensorSpec, ...]
 def prompt_graph(module: Sam) -> GraphSpec:
     """``prompt_encoder``."""
     config = module.config
-    mask, prompter = config.mask_size, PromptEncoderGraph(module).eval()
+    mask, prompter = config.mask_size, PromptEncoderGraph(module.prompt_encoder).eval()
     return GraphSpec(
         "prompt_encoder",
         prompter,

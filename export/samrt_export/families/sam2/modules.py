@@ -66,21 +66,6 @@ class ImageEncoderGraph(nn.Module):
         return image_embed, *projections, nested_from_map(fine, 2), nested_from_map(middle, 1)
 
 
-class PromptEncoderGraph(nn.Module):
-    """``prompt_encoder``."""
-
-    def __init__(self, model: Sam2) -> None:
-        super().__init__()
-        self.encoder = model.sam_prompt_encoder
-
-    def forward(
-        self, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor, has_mask_input: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See the table of the package."""
-        sparse = self.encoder.embed_points(point_coords, point_labels)
-        return sparse, self.encoder.embed_masks(mask_input, has_mask_input)
-
-
 class MaskDecoderReference(nn.Module):
     """``mask_decoder`` as upstream computes it: from the image embedding, nothing known before."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samrt_engines.tensors import TensorSpec
+from samrt_export.blocks.prompt_encoder import PromptEncoderGraph
 from samrt_export.families.sam2.config import CONFIGS, MEAN, STD, Sam2Config
 from samrt_export.families.sam2.model import Sam2
 from samrt_export.families.sam2.modules import (
@@ -17,7 +18,6 @@ from samrt_export.families.sam2.modules import (
     ImageEncoderReference,
     MaskDecoderGraph,
     MaskDecoderReference,
-    PromptEncoderGraph,
 )
 from samrt_export.families.sam2.video import video_graphs, video_numbers
 from samrt_export.registry import Feeds, Form, GraphSpec
@@ -53,7 +53,7 @@ def tracker_graphs(module: Sam2, encoder_forms: tuple[Form, ...]) -> tuple[Graph
         TensorSpec("mask_tokens", "float32", ("prompts", 4, dim)),
     )
     image = (TensorSpec("image", "float32", ("images", size, size, 3)),)
-    encoder, prompt_encoder = ImageEncoderReference(module).eval(), PromptEncoderGraph(module).eval()
+    encoder, prompt_encoder = ImageEncoderReference(module).eval(), PromptEncoderGraph(module.sam_prompt_encoder).eval()
 
     @lru_cache(maxsize=4)
     def sample_maps(seed: int) -> tuple[Tensor, ...]:
