@@ -104,6 +104,27 @@ def test_an_unstable_single_mask(model: Model) -> None:
     np.testing.assert_allclose(result.scores, [[0.9 + 16e-4]], atol=1e-6)
 
 
+def test_a_cpu_is_given_few_prompts_at_a_time(
+    tmp_path: Path, manifest: dict[str, Any], write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many a GPU's profile allows: memory grows with them, speed does not."""
+    for graph in ("prompt_encoder", "mask_decoder"):
+        manifest["graphs"][graph]["profiles"]["prompts"]["max"] = 64
+    with samrt.load(write_bundle(tmp_path / "wide", manifest), backend="onnxruntime", device="cpu") as model:
+        executor, sizes = model.executors["mask_decoder"], []
+        run = type(executor).run
+
+        def spy(self: Any, feeds: Any, outputs: Any = None) -> Any:
+            sizes.append(max(len(feed) for feed in feeds.values()))
+            return run(self, feeds, outputs)
+
+        features = model.encode(np.zeros((48, 64, 3), np.uint8))
+        monkeypatch.setattr(type(executor), "run", spy)
+        points = np.full((40, 1, 2), 5)
+        assert len(model.decode(features, Prompts(points=points, labels=np.ones((40, 1))))) == 40
+    assert [size for size in sizes if size > 1] == [16, 16, 16, 16, 8, 8]  # both graphs
+
+
 def test_logits_are_the_next_mask_prompt(model: Model, picture: np.ndarray) -> None:
     features = model.encode(picture)
     first = model.decode(features, CLICK).best()
