@@ -259,7 +259,7 @@ def test_other_files_are_named(given: str, file_family: Any, wanted: str, family
         load_checkpoint(module, file, family, wanted)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_narrow_decoder_holds_its_tolerance_and_builds_for_rtx(toy: SamHq, precision: str) -> None:
     spec = FAMILY.graphs(toy, TOY)[-1]
     runs, options = reference_runs(spec), BuildOptions(flavour="rtx", sm="86")
