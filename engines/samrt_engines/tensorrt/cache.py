@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from samrt_engines.errors import PlanError
-from samrt_engines.tensorrt.files import locked, read_regular, remove_leftovers, write_whole
+from samrt_engines.files import locked, read_regular, remove_leftovers, write_whole
 from samrt_engines.tensorrt.keys import Plan, PlanKey, explain_difference
 
 FOLDER = "plans"

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from samrt.folder.pictures import PictureFile
 from samrt_engines.errors import InputError, PlanError
-from samrt_engines.tensorrt.files import locked, write_whole
+from samrt_engines.files import locked, write_whole
 
 JOB, ANNOTATIONS, FAILURES = "job.json", "annotations.json", "failures.json"
 FORMATS = ("coco", "png", "masks")

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from samrt_engines import files as files_module
 from samrt_engines.errors import PlanError
 from samrt_engines.tensorrt import BuildOptions, Flavour, Plan, PlanCache, PlanKey
-from samrt_engines.tensorrt import files as files_module
 
 KEY = PlanKey.of(
     onnx_sha256="ab" * 32,
@@ -244,7 +244,7 @@ def test_a_killed_build_lets_the_next_one_in(cache: PlanCache, tmp_path: Path) -
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from samrt_engines.tensorrt import files
+from samrt_engines import files
 sync, calls = os.fsync, []
 
 def sync_and_die(descriptor):
