@@ -66,6 +66,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         "points_per_side": options.points_per_side,
         "points_per_batch": options.points_per_batch,
         "pred_iou_thresh": 0.8,
+        "stability_score_thresh": 0.95,
     }
     generator = AutomaticMaskGenerator(model, **parameters)
     ours, theirs = generator.generate(image), official_records(predictor, image, **parameters)

@@ -50,7 +50,8 @@ def main() -> None:
         family = find(model)
         module = load_weights(family, model, random_seed=0).module
         for spec in family.graphs(module, model):
-            missing = [pair for pair in wanted(options) if (model, spec.name, *pair) not in known]
+            asked = options.graphs is None or spec.name in options.graphs
+            missing = [pair for pair in wanted(options) if asked and (model, spec.name, *pair) not in known]
             for row in rows(model, spec, missing) if missing else ():
                 document["rows"].append(row)
                 print(*(f"{value}" for value in row.values()), flush=True)
@@ -132,6 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+")
+    parser.add_argument("--graphs", nargs="+", help="only these; all SAM-like models of a family have the same decoder")
     parser.add_argument("--precisions", nargs="+", default=["fp16", "bf16"], choices=("fp32", "fp16", "bf16"))
     parser.add_argument("--sm", nargs="+", default=["86", "89"])
     parser.add_argument("--out", type=Path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ def load_checkpoint(module: nn.Module, path: Path, family: Family, model: str) -
 def read_state(path: Path) -> State:
     """Parameter name -> tensor, from a file in either container. Raises CheckpointError."""
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}", expected="a .pt, .pth or .safetensors file")
+        got = "a folder" if path.is_dir() else "nothing"
+        raise CheckpointError(f"no checkpoint at {path}", got=got, expected="a .pt, .pth or .safetensors file")
     with path.open("rb") as file:
         head = file.read(16)
     content = load_safetensors(path) if head[8:9] == b"{" else _load_torch(path, head)
@@ -85,6 +87,12 @@ def read_state(path: Path) -> State:
     if strangers:
         raise CheckpointError(f"{path.name} holds more than parameters", got=_some(strangers), expected="tensors only")
     return dict(content)
+
+
+def _forbidden(error: pickle.UnpicklingError) -> str:
+    """What a pickle asked for, without PyTorch's advice to let it."""
+    name = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"a call of {name[1]}" if name else _one_line(error).partition(". ")[0][:200]
 
 
 def load_safetensors(path: Path) -> State:
@@ -113,7 +121,7 @@ def _load_torch(path: Path, head: bytes) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path.name} would run code when loaded, and was not",
-            got=_one_line(error)[:200],
+            got=_forbidden(error),
             expected="a pickle of tensors alone",
             fix="save the weights as safetensors, or as torch.save({'model': model.state_dict()}, path)",
         ) from error

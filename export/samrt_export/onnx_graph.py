@@ -118,13 +118,15 @@ def _strip(model: onnx.ModelProto, name: str) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence notes about torchvision being absent, and copyreg warnings of torch 2.13's own tree utilities."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence notes about torchvision being absent and constants not folded, and warnings of torch 2.13's own tree utilities."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

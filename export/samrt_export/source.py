@@ -84,6 +84,13 @@ def reference_graphs(manifest: Manifest, checkpoint: Path | None = None) -> tupl
     source = manifest.source
     family = find(source.model)
     if source.checkpoint_kind == "random":
+        if checkpoint is not None:
+            raise CheckpointError(
+                f"{source.model} was made without a checkpoint",
+                got=f"{checkpoint}",
+                expected=f"no checkpoint: its weights are random ones, drawn again from seed {source.seed}",
+                fix="samrt verify DIR",
+            )
         weights = load_weights(family, source.model, random_seed=source.seed)
     else:
         path = checkpoint or family.shipped_checkpoint(source.model)

@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -64,6 +64,8 @@ class Boxes:
     """Category id -> name."""
     file_names: Mapping[str | int, str] = field(default_factory=dict)
     """Image id -> file name, where the file has a table of images."""
+    sizes: Mapping[str | int, tuple[int, int]] = field(default_factory=dict)
+    """Image id -> height and width of the picture the boxes were made on, where that table says."""
 
     def of(self, key: str | int | None) -> PictureBoxes:
         """The boxes under a key of `match`; none, of the same make, under another."""
@@ -86,6 +88,8 @@ class Boxes:
         whole, known = set(file_names), _last_parts(file_names)
         for key in self.by_key:
             wanted = key if key is None else self.file_names.get(key, key)
+            if wanted is None and not len(self.by_key[key]) and not one:
+                continue  # an empty list: COCO detections of a detector that found nothing
             if wanted is None:
                 matches = list(file_names)
             elif wanted in whole:
@@ -118,7 +122,11 @@ class Boxes:
             f"{self.source}: boxes of {'several pictures' if matches else 'a picture that is not there'}",
             got=wanted,
             expected=f"one of {known}",
-            fix="the picture's path in the folder" if matches else None,
+            fix="the picture's path in the folder"
+            if matches
+            else "a COCO file with a table of images says which picture an id is of"
+            if isinstance(key, int) and key not in self.file_names
+            else None,
         )
 
 
@@ -141,6 +149,14 @@ def read_boxes(path: str | os.PathLike[str]) -> Boxes:
         return _boxes(str(source), _by_image(str(source), "", document), _where_in_list)
     if isinstance(document, list):
         return _boxes(str(source), {None: document}, _where_in_list)
+    if isinstance(document, dict) and document:
+        key, value = next((key, value) for key, value in document.items() if not isinstance(value, list))
+        raise PromptError(
+            f"{source} holds no boxes",
+            got=f"{type(value).__name__} under {key!a}",
+            expected="a list of boxes for each file name, or COCO's detections or annotations",
+            fix=f'{{"{key}": [[x0, y0, x1, y1], ...]}}' if key.isprintable() else None,
+        )
     raise PromptError(
         f"{source} holds no boxes",
         got=f"an object with the keys {', '.join(map(ascii, list(document)[:4]))}"
@@ -178,6 +194,7 @@ def _read_json(source: Path) -> Any:
 def _read_coco(source: str, document: Mapping[str, Any]) -> Boxes:
     """A COCO annotation file."""
     file_names: dict[str | int, str] = {}
+    sizes: dict[str | int, tuple[int, int]] = {}
     for index, image in enumerate(_objects(source, document, "images")):
         where = f"{source}: images[{index}]"
         name, key = image.get("file_name"), _image_id(image.get("id"), where)
@@ -186,6 +203,9 @@ def _read_coco(source: str, document: Mapping[str, Any]) -> Boxes:
         if key in file_names:
             raise PromptError(f"{where}.id", got=f"{key!a} a second time", expected="an id of its own")
         file_names[key] = name
+        size = image.get("height"), image.get("width")
+        if all(type(side) is int for side in size):
+            sizes[key] = size  # type: ignore[assignment]
     names: dict[int, str] = {}
     for index, category in enumerate(_objects(source, document, "categories")):
         number = category.get("id")
@@ -200,7 +220,7 @@ def _read_coco(source: str, document: Mapping[str, Any]) -> Boxes:
                 f"{source}: annotations[{index}].image_id", got=repr(entry["image_id"]), expected="an id of images"
             )
     empty: dict[str | int | None, list[Any]] = {key: [] for key in file_names}
-    return _boxes(source, empty | groups, _where_in_annotations, names, file_names)
+    return replace(_boxes(source, empty | groups, _where_in_annotations, names, file_names), sizes=sizes)
 
 
 def _objects(source: str, document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -330,8 +350,11 @@ def _corners(value: Any, where: str, *, sized: bool) -> tuple[float, float, floa
     if sized:
         x1, y1 = x0 + x1, y0 + y1
     if x1 < x0 or y1 < y0:
-        rule = "width and height of 0 or more" if sized else "x0 <= x1 and y0 <= y1"
+        rule = "width and height above 0" if sized else "x0 < x1 and y0 < y1"
         raise PromptError(f"{where}: the corners are crossed", got=ascii(value)[:80], expected=rule)
+    if x1 == x0 or y1 == y0:
+        rule = "width and height above 0" if sized else "x0 < x1 and y0 < y1"
+        raise PromptError(f"{where}: a box without area", got=ascii(value)[:80], expected=rule)
     return x0, y0, x1, y1
 
 

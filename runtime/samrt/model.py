@@ -37,7 +37,7 @@ from samrt.result import Result
 from samrt.transforms import Frame, image_to_input
 from samrt_engines.choice import Decision
 from samrt_engines.closing import ClosesItself
-from samrt_engines.errors import BackendError, ImageError, ManifestError, PromptError
+from samrt_engines.errors import BackendError, ImageError, InputError, ManifestError, PromptError
 from samrt_engines.executor import Executor
 
 _PROMPTS_ON_CPU = 16
@@ -76,6 +76,19 @@ def load(
         return Model(bundle, *open_plan_graphs(bundle, names, device=device, allow_unverified=allow_unverified))
     open_one = partial(open_graph, bundle, backend=backend, device=device, threads=threads, precision=precision)
     return Model(bundle, _open_all(GRAPHS, open_one), open_graph=open_one)
+
+
+def check_prompted(model: object, what: str) -> None:
+    """Refuse what is not a `Model`, saying what it is for. what: that needs one. Raises InputError."""
+    if isinstance(model, Model):
+        return
+    of_its_own = "model.propose(image) finds all masks by itself; samrt.proposals chooses among them"
+    raise InputError(
+        f"{what} needs a model that is prompted",
+        got=type(model).__name__,
+        expected="what samrt.load returns",
+        fix=of_its_own if hasattr(model, "propose") else "samrt.load(path)",
+    )
 
 
 class Model(ClosesItself):

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from samrt.features import Features
 from samrt.images import Image
-from samrt.model import Model
+from samrt.model import Model, check_prompted
 from samrt.prompts import Prompts
 from samrt_engines.errors import ImageError
 
@@ -42,6 +42,7 @@ class ImagePredictor:
         mask_threshold: where a logit becomes mask; None is the model's own
         max_hole_area, max_sprinkle_area: largest holes to fill and specks to remove, in low-res pixels; 0 is off
         """
+        check_prompted(model, "ImagePredictor")
         self.model = model
         self.mask_threshold = mask_threshold
         self.max_hole_area = max_hole_area

@@ -41,7 +41,7 @@ _PART_PIXELS = 2**24  # how many mask pixels are at full resolution at once
 _COLUMNS = ("boxes", "areas", "scores", "stability", "points", "crop_boxes", "prompt_boxes", "prompt_scores", "labels")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segments:
     """M masks of one picture. Boxes are float32 (M, 4) as x0, y0, x1, y1 in original pixels."""
 
@@ -159,11 +159,16 @@ class Segments:
         taken = {name: getattr(self, name)[rows] for name in _COLUMNS if getattr(self, name) is not None}
         return replace(self, counts=tuple(self.counts[row] for row in rows), **taken)
 
+    def __repr__(self) -> str:
+        return f"Segments({len(self)} masks, {self.image_hw[1]} x {self.image_hw[0]})"
+
     def __iter__(self) -> Iterator[Self]:
         return (self[index] for index in range(len(self)))
 
     def mask(self, index: int) -> BoolArray:
-        """One mask. returns: bool (H, W)."""
+        """One mask. returns: bool (H, W). Raises IndexError for one that is not there."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"mask {index} of {len(self)}")
         plane = np.zeros(self.image_hw, np.bool_)
         window, inside = self.window(index)
         plane[window] = inside

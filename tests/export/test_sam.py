@@ -38,6 +38,7 @@ from samrt_export.precision.narrow import checked_narrow, narrow_form
 from samrt_export.precision.typed import typed_graph
 from samrt_export.registry import GraphSpec
 from samrt_export.source import load_weights
+from samrt_export.verify import verify_bundle
 
 TOY = "sam-vit-b-toy"
 SIZE = CONFIGS[TOY].prompted.image_size
@@ -164,6 +165,12 @@ def test_masks_equal_the_oracle(exported: ExportReport, toy: Sam, name: str, mul
         for count in (1, 3):
             for kind, prompts in prompt_kinds(count, SIZES[name], SIZE // 4).items():
                 assert compare(model, oracle, image, prompts, multimask) >= 0.999, (kind, count)
+
+
+def test_random_weights_take_no_checkpoint_to_verify(exported: ExportReport, tmp_path: Path) -> None:
+    """It would not be read; saying "verified" would be a lie."""
+    with pytest.raises(CheckpointError, match=r"was made without a checkpoint .* drawn again from seed 5"):
+        verify_bundle(exported.path, checkpoint=tmp_path / "any.pt")
 
 
 def test_prompts_and_pictures_matter(exported: ExportReport) -> None:

@@ -68,11 +68,11 @@ def test_a_mask_picture_is_a_prompt(bundle_path: Path, picture_path: Path) -> No
         (["--point", "500,1"], "outside the picture"),
         (
             ["--point", "10,10,0.5"],
-            "label of --point is not a whole number | got: '10,10,0.5' | expected: -1 padding, 0",
+            "label of --point is not a whole number | got: '10,10,0.5' | expected: 0 (not on it) or 1 (on it)",
         ),
         (["--point", "10,10,1e0"], "not a whole number"),
         (["--point", "10,10,nan"], "not a whole number"),
-        (["--point", "10,10,7"], "unknown label | got: 7 | expected: -1 padding, 0 negative, 1 positive"),
+        (["--point", "10,10,7"], "unknown label of --point | got: 7 | expected: 0 (not on it) or 1 (on it)"),
         (["--box", "30,20,10,5"], "box"),
         (["--point", "1,1", "--box", "1,1,2,2", "--box", "3,3,4,4"], "several boxes"),
         ([], "prompt"),
@@ -108,9 +108,9 @@ def test_doctor_names_what_really_is_there() -> None:
 
 def test_labels_are_read_as_they_stand(bundle_path: Path) -> None:
     with samrt.load(bundle_path, threads=1) as model:
-        prompts = read_prompts(["10,20.5", "1,2,0", "3,4,-1"], [], None, model)
+        prompts = read_prompts(["10,20.5", "1,2,0", "3,4, 1"], [], None, model)
     np.testing.assert_array_equal(prompts.points, [[[10, 20.5], [1, 2], [3, 4]]])
-    np.testing.assert_array_equal(prompts.labels, [[1, 0, -1]])
+    np.testing.assert_array_equal(prompts.labels, [[1, 0, 1]])
 
 
 @pytest.mark.parametrize("gpus", [0, 1])

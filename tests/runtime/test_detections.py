@@ -28,9 +28,9 @@ def boxes_of(tmp_path: Path) -> Any:
 
 
 def test_a_list_of_boxes(boxes_of: Any) -> None:
-    boxes = boxes_of([[1, 2, 3.5, 4], [0, 0, 0, 0]])
+    boxes = boxes_of([[1, 2, 3.5, 4], [0, 0, 1, 1]])
     assert boxes.match(["dog.jpg"], one=True) == {"dog.jpg": None}
-    assert boxes.by_key[None].boxes.tolist() == [[1, 2, 3.5, 4], [0, 0, 0, 0]]
+    assert boxes.by_key[None].boxes.tolist() == [[1, 2, 3.5, 4], [0, 0, 1, 1]]
     assert boxes.by_key[None].labels is boxes.by_key[None].scores is None
     with pytest.raises(
         PromptError, match=r"does not say which picture its boxes are of \| got: a list .* for 2 pictures"
@@ -40,6 +40,7 @@ def test_a_list_of_boxes(boxes_of: Any) -> None:
 
 def test_no_box_at_all(boxes_of: Any) -> None:
     assert len(boxes_of([]).by_key[None]) == 0
+    assert boxes_of([]).match(["dog.jpg", "cat.jpg"]) == {}  # detections of a detector that found nothing
 
 
 def test_boxes_by_file_name(boxes_of: Any) -> None:
@@ -141,7 +142,7 @@ BOX = r"expected: \[x0, y0, x1, y1\], four numbers"
         ("null", "holds no boxes"),
         (
             {"dog.jpg": 3},
-            r"holds no boxes \| got: an object with the keys 'dog.jpg' \| expected: a list of boxes, boxes by",
+            r"holds no boxes \| got: int under 'dog.jpg' \| expected: a list of boxes for each file name",
         ),
         ([[1, 2, 3]], rf"boxes.json: \[0\] \| got: \[1, 2, 3\] \| {BOX}"),
         ([[1, 2, 3, 4], "dog"], rf"boxes.json: \[1\] \| got: 'dog' \| {BOX}"),
@@ -151,11 +152,12 @@ BOX = r"expected: \[x0, y0, x1, y1\], four numbers"
         ("[[1, 2, 3, NaN]]", r"\[0\] \| got: \[1, 2, 3, nan\] \| expected: \[x0, y0, x1, y1\], finite and in pixels"),
         ("[[1, 2, 3, 1e999]]", "finite and in pixels"),
         ("[[1, 2, 3, " + "9" * 400 + "]]", "finite and in pixels"),
-        ([[3, 2, 1, 4]], r"\[0\]: the corners are crossed \| got: \[3, 2, 1, 4\] \| expected: x0 <= x1 and y0 <= y1"),
+        ([[3, 2, 1, 4]], r"\[0\]: the corners are crossed \| got: \[3, 2, 1, 4\] \| expected: x0 < x1 and y0 < y1"),
+        ([[3, 2, 3, 4]], r"\[0\]: a box without area \| got: \[3, 2, 3, 4\] \| expected: x0 < x1 and y0 < y1"),
         ({"dog.jpg": [[1, 2, 3, 4], [1, 4, 3, 2]]}, r"'dog.jpg'\[1\]: the corners are crossed"),
         (
             [{"image_id": 1, "bbox": [1, 2, -3, 4]}],
-            r"\[0\].bbox: the corners are crossed \| .* expected: width and height of 0 or more",
+            r"\[0\].bbox: the corners are crossed \| .* expected: width and height above 0",
         ),
         ([{"image_id": 1}], r"\[0\]: which box\? \| got: the keys 'image_id' \| expected: \"box\": \[x0"),
         ([{"image_id": 1, "bbox": [1, 2, 3, 4], "box": [1, 2, 3, 4]}], r"which box\? \| got: both"),

@@ -276,7 +276,10 @@ def test_segment_with_boxes(folder: Path, bundle_path: Path, tmp_path: Path) -> 
         (["--boxes", "boxes.json", "--box", "1,1,2,2"], "--boxes with other prompts"),
         (["--boxes", "boxes.json"], "cannot read boxes.json | got: no such file"),
         (["--point", "1,1"], "a folder needs boxes"),
-        (["--point", "1,1", "--format", "overlay", "--format", "mask"], "unknown --format | got: 'overlay', 'mask'"),
+        (
+            ["--point", "1,1", "--format", "overlay", "--format", "mask"],
+            "one picture's result has one format | got: 'overlay', 'mask'",
+        ),
     ],
 )
 def test_segment_refuses(folder: Path, bundle_path: Path, arguments: list[str], message: str) -> None:

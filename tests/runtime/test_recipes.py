@@ -44,6 +44,23 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None
     monkeypatch.setitem(sys.modules, name, module)
 
 
+class Proposer:
+    """A model that proposes the left half and all of a picture."""
+
+    def __init__(self, path: str) -> None:
+        assert path == "bundles/fast"
+
+    def __enter__(self) -> Proposer:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def propose(self, image: np.ndarray) -> samrt.Segments:
+        masks = np.ones((2, *image.shape[:2]), np.bool_)
+        masks[0, :, image.shape[1] // 2 :] = False
+        return samrt.Segments.from_masks(masks, [0.9, 0.8])
+
+
 @pytest.fixture
 def desk(tmp_path: Path, bundle_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the bundle and the pictures that the recipes speak of."""
@@ -60,6 +77,7 @@ def desk(tmp_path: Path, bundle_path: Path, picture: np.ndarray, monkeypatch: py
     answer = [{"score": 0.5, "label": "dog", "box": box}, {"score": 0.25, "label": "cat", "box": box}]
     stand_in(monkeypatch, "transformers", pipeline=lambda task, model: lambda path: answer)
     stand_in(monkeypatch, "supervision", Detections=lambda **columns: SimpleNamespace(**columns))
+    monkeypatch.setattr(samrt, "ProposalModel", Proposer, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -81,6 +99,8 @@ def test_the_code_runs(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
         exec(compile(block, "recipes.md", "exec"), names)
     assert isinstance(names["report"], samrt.JobReport)
     assert (names["report"].done, names["report"].masks, names["everything"].done) == (2, 1, 2)
+    assert names["under"].all()  # both masks are under the point
+    assert len(names["fitting"]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "2 1 {}"
     rows = json.loads((desk / "out" / "annotations.json").read_text())["annotations"]

@@ -74,6 +74,12 @@ def test_one_after_the_other(segments: Segments) -> None:
         segments[3]
 
 
+def test_what_is_printed_of_them(segments: Segments) -> None:
+    assert repr(segments) == "Segments(3 masks, 9 x 6)"
+    with pytest.raises(IndexError, match="mask 3 of 3"):
+        segments.mask(3)
+
+
 def test_order(segments: Segments) -> None:
     assert segments.order().areas.tolist() == [15, 1, 0]
     assert segments.order("score").scores.tolist() == [0.75, 0.5, 0.25]

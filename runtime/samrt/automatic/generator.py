@@ -15,7 +15,7 @@ from samrt.automatic.outlines import boxes_from_turns, find_turns, stability_sco
 from samrt.automatic.settings import Settings, read_count, read_grids
 from samrt.features import Features
 from samrt.images import Image, as_rgb_uint8
-from samrt.model import Model
+from samrt.model import Model, check_prompted
 from samrt.prompts import Prompts
 from samrt.result import Result
 from samrt.segments import OutputMode, Segments
@@ -75,6 +75,7 @@ class AutomaticMaskGenerator:
 
         Raises InputError for a parameter out of its range, PromptError for points outside the picture.
         """
+        check_prompted(model, "AutomaticMaskGenerator")
         automatic = model.manifest.numbers.automatic
         self._model = model
         self._multimask, self._refine, self._progress = multimask_output, use_m2m, progress

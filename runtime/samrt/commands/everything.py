@@ -139,7 +139,7 @@ def _print(report: JobReport) -> None:
     counts += [f"{len(report.failures)} failed"] if report.failures else []
     counts += [f"{len(report.ignored)} other files left out"] if report.ignored else []
     rate = f"; {report.pictures_per_second:.2g} pictures/s" if report.done else ""
-    print(f"{report.pictures} pictures: {', '.join(counts)}{rate}")
+    print(f"{report.pictures} {'picture' if report.pictures == 1 else 'pictures'}: {', '.join(counts)}{rate}")
     print(f"written: {report.out}")
 
 

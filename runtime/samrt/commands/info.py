@@ -46,6 +46,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "licence_note": source.licence_note,
         "made_with": {"samrt": source.samrt, "opset": source.opset, **source.versions},
         "input_hw": _input_hw(manifest),
+        "automatic": None if manifest.prompted is None else asdict(manifest.prompted.automatic),
         "reconstruction": None if manifest.reconstruction is None else asdict(manifest.reconstruction),
         "abilities": list(manifest.abilities),
         "graphs": {
@@ -114,6 +115,11 @@ def _print(document: dict[str, Any]) -> None:
     console.print(f"weights: {weights}", soft_wrap=True)
     console.print(f"licence: {document['licence']}")
     console.print("made with: " + ", ".join(f"{name} {version}" for name, version in document["made_with"].items()))
+    if (own := document["automatic"]) is not None:
+        console.print(
+            f"automatic masks: expected IoU above {own['pred_iou_thresh']:g}, "
+            f"stability from {own['stability_score_thresh']:g} on, {own['candidates']} candidates of a point"
+        )
     for name, graph in document["graphs"].items():
         sizes = ", ".join(f"{symbol} {least}..{most}" for symbol, (least, _, most) in graph["profiles"].items())
         console.print(f"\n[bold]{name}[/bold]  {sizes}")

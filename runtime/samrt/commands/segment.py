@@ -20,7 +20,7 @@ from samrt.draw import overlay
 from samrt.folder import JobReport, segment_boxes
 from samrt.images import read_image
 from samrt.model import Model
-from samrt.prompts import LABELS, Prompts
+from samrt.prompts import Prompts
 from samrt.result import Result
 from samrt_engines.errors import InputError, PromptError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from samrt.proposals import ProposalModel
 
 FORMATS = ("overlay", "mask", "cutout")
+CLICK_LABELS = "0 (not on it) or 1 (on it)"
 MASK_LOGIT = 10.0
 """Logit of a pixel inside a mask picture; outside it is the negative."""
 
@@ -133,14 +134,18 @@ def _chosen(model: ProposalModel, picture: NDArray[np.uint8], prompts: Prompts) 
 
 def _read_format(kinds: list[str]) -> str:
     """The one format of a picture's result. Raises InputError."""
-    if len(kinds) != 1 or kinds[0] not in FORMATS:
-        got = ", ".join(map(repr, kinds))
-        raise InputError("unknown --format", got=got, expected=f"one of {', '.join(FORMATS)}")
+    got, expected = ", ".join(map(repr, kinds)), f"one of {', '.join(FORMATS)}"
+    if any(kind not in FORMATS for kind in kinds):
+        raise InputError("unknown --format", got=got, expected=expected)
+    if len(kinds) > 1:
+        raise InputError("one picture's result has one format", got=got, expected=expected)
     return kinds[0]
 
 
 def read_prompts(points: list[str], boxes: list[str], mask: Path | None, model: Model | ProposalModel) -> Prompts:
     """Prompts from command-line texts. Raises PromptError."""
+    if not (points or boxes or mask):
+        raise PromptError("there is no prompt", expected="--point X,Y[,LABEL], --box X0,Y0,X1,Y1 or --mask FILE")
     clicks = [read_click(text) for text in points]
     corners = [read_numbers(text, "--box", (4,), "X0,Y0,X1,Y1") for text in boxes]
     if clicks and len(corners) > 1:
@@ -164,10 +169,11 @@ def read_click(text: str) -> tuple[list[float], int]:
         numbers, _, label = text.rpartition(",")
     xy = read_numbers(numbers, "--point", (2,), "X,Y or X,Y,LABEL")
     if not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", label):
-        known = ", ".join(f"{number} {name.replace('_', ' ')}" for number, name in LABELS.items())
         raise PromptError(
-            "the label of --point is not a whole number", got=repr(text), expected=known, fix="--point X,Y,1"
+            "the label of --point is not a whole number", got=repr(text), expected=CLICK_LABELS, fix="--point X,Y,1"
         )
+    if int(label) not in (0, 1):
+        raise PromptError("unknown label of --point", got=label, expected=CLICK_LABELS, fix="for a box: --box")
     return xy, int(label)
 
 

@@ -110,6 +110,8 @@ class _BoxWork:
         return key if isinstance(key, int) else None
 
     def segment(self, files: Sequence[PictureFile], pictures: Sequence[Uint8Array]) -> list[Segments]:
+        for file, picture in zip(files, pictures, strict=True):
+            self._check_size(file, _hw(picture))
         asked = [self._of(file) for file in files]
         clipped = [clip_boxes(boxes.boxes, _hw(picture)) for boxes, picture in zip(asked, pictures, strict=True)]
         if isinstance(self._model, Model):
@@ -153,6 +155,17 @@ class _BoxWork:
             scores = np.concatenate([part.scores for part in parts])
             found[index] = Segments.from_counts(counts, scores, _hw(pictures[index]))
         return found
+
+    def _check_size(self, file: PictureFile, hw: tuple[int, int]) -> None:
+        """Refuse boxes that were made on the picture in another size."""
+        size = self._boxes.sizes.get(self._keys.get(file.file_name) or _NOTHING)
+        if size is not None and size != hw:
+            raise PromptError(
+                f"{self._boxes.source}: the boxes are of {file.file_name} in another size",
+                got="{1} x {0} in its table of images".format(*size),
+                expected="{1} x {0}, the picture's".format(*hw),
+                fix="scale the boxes, or name the picture they were made on",
+            )
 
     def _of(self, picture: PictureFile) -> PictureBoxes:
         return self._boxes.of(self._keys.get(picture.file_name, _NOTHING))

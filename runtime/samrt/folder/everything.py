@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from samrt.folder.pictures import Found, PictureFile
 from samrt.folder.run import JobReport, Progress, run_job
-from samrt.model import Model
+from samrt.model import Model, check_prompted
 from samrt.segments import Segments
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class _EverythingWork:
     def __init__(self, model: Model | ProposalModel, options: Mapping[str, Any], watch: _Watch):
         self._find: Callable[[NDArray[np.uint8]], Segments]
         known: Callable[..., Any]
+        if not hasattr(model, "propose"):
+            check_prompted(model, "segment_everything")
         if isinstance(model, Model):
             from samrt.automatic import AutomaticMaskGenerator
 
@@ -70,6 +73,9 @@ class _EverythingWork:
             "bundle": model.digest,
             **_with_defaults(known, options),
         }
+        if isinstance(model, Model):  # thresholds of 0.88 are told as such, not as nothing
+            own = asdict(model.manifest.numbers.automatic)
+            self.settings = {name: own.get(name) if value is None else value for name, value in self.settings.items()}
 
     def begin(self, found: Found) -> None:
         pass

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samrt.folder.annotations import merge_records
-from samrt.folder.job import ANNOTATIONS, FAILURES, FORMATS, Job, json_bytes, open_job, write_file
+from samrt.folder.job import ANNOTATIONS, FAILURES, FORMATS, Job, json_bytes, open_job, read_record, write_file
 from samrt.folder.pictures import Found, PictureFile, find_pictures
 from samrt.images import read_image
 from samrt.segment_output import coco_document, draw_segments, mask_pngs, png_bytes
@@ -196,7 +196,9 @@ def _write(
     job: Job, file: PictureFile, fingerprint: str, picture: Uint8Array, segments: Segments, image_id: int | None
 ) -> None:
     """Write all results of a picture, the JSON last. Raises InputError."""
-    job.forget(file)
+    record = read_record(job.json_path(file))
+    if record is None or record["samrt"]["fingerprint"] != fingerprint:
+        job.forget(file)  # what is there is of another state of the picture or of the job
     if "masks" in job.formats:
         for index, png in enumerate(mask_pngs(segments)):
             write_file(job.mask_path(file, index), png)
@@ -216,7 +218,7 @@ def _finish(job: Job, work: Work, found: Found, tally: _Tally) -> None:
         for file in found.pictures:
             if file.file_name in tally.failures:
                 job.forget(file)  # results of an earlier state of the picture are none of this one
-    else:
+    elif found.folder:
         failures.unlink(missing_ok=True)
     if found.folder:
         done = [file for file in found.pictures if file.file_name not in tally.failures]

@@ -31,6 +31,21 @@ def test_the_red_square(model: samrt.Model, picture: np.ndarray) -> None:
     assert record["segmentation"].shape == (48, 64)
 
 
+def test_what_is_no_prompted_model() -> None:
+    class Proposer:
+        def propose(self) -> None: ...
+
+    for make in (AutomaticMaskGenerator, samrt.ImagePredictor):
+        with pytest.raises(
+            InputError, match=r"needs a model that is prompted \| got: str \| .* fix: samrt.load\(path\)"
+        ):
+            make("bundles/tiny")  # type: ignore[arg-type]
+        with pytest.raises(
+            InputError, match=r"got: Proposer \| .* fix: model.propose\(image\) finds all masks by itself"
+        ):
+            make(Proposer())  # type: ignore[arg-type]
+
+
 def test_the_models_own_thresholds(
     tmp_path: Path, manifest: Everything, write_bundle: Callable[..., Path], picture: np.ndarray
 ) -> None:

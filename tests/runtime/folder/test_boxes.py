@@ -107,6 +107,21 @@ def test_a_box_outside_its_picture_fails_that_picture(folder: Path, model: samrt
     assert not (folder.parent / "other").exists()
 
 
+def test_boxes_made_on_another_size_fail_that_picture(folder: Path, model: samrt.Model) -> None:
+    """The usual sign of a detector that was given a smaller copy."""
+    name = "10.png"
+    height, width = samrt.read_image(folder / name).shape[:2]
+    for factor, failed in ((1, 0), (2, 1)):
+        images = [{"id": 0, "file_name": name, "width": width * factor, "height": height * factor}]
+        rows = [{"id": 1, "image_id": 0, "bbox": [0, 0, 5, 5], "category_id": 1}]
+        boxes = write_boxes(folder, {"images": images, "annotations": rows})
+        report = segment_boxes(model, folder / name, boxes, folder.parent / f"out{factor}")
+        assert len(report.failures) == failed
+    error = report.failures[name]
+    assert f"another size | got: {2 * width} x {2 * height} in its table" in error
+    assert f"expected: {width} x {height}, the picture's" in error
+
+
 def test_clipped_boxes() -> None:
     assert clip_boxes([[-5, 2, 50, 9]], (10, 20)).tolist() == [[0, 2, 20, 9]]
     with pytest.raises(PromptError, match="box 0 lies outside the picture"):
