@@ -158,7 +158,8 @@ class _BoxWork:
 
     def _check_size(self, file: PictureFile, hw: tuple[int, int]) -> None:
         """Refuse boxes that were made on the picture in another size."""
-        size = self._boxes.sizes.get(self._keys.get(file.file_name) or _NOTHING)
+        key = self._keys.get(file.file_name)
+        size = None if key is None else self._boxes.sizes.get(key)
         if size is not None and size != hw:
             raise PromptError(
                 f"{self._boxes.source}: the boxes are of {file.file_name} in another size",
