@@ -15,6 +15,7 @@ from samrt.segments import NO_CATEGORY, Segments
 
 Uint8Array = NDArray[np.uint8]
 
+_SAMPLES = 500  # pixels that tell a mask's mean colour
 _OUTLINE_LINES = 6  # so many line widths from a mask nothing is drawn any more
 
 
@@ -45,14 +46,13 @@ def draw_segments(image: Uint8Array, segments: Segments, *, alpha: float = 0.5) 
 
     image: uint8 (H, W, 3) RGB
     returns: uint8 (H, W, 3) RGB. Masks are made one at a time, so that hundreds on a large picture take no more memory
-        than one. Masks whose boxes overlap get different colours while there are enough.
+        than one. Masks whose boxes overlap get different colours while there are enough, unlike what they lie on.
     """
     pen = pen_for(image.shape[:2])
     canvas = image.astype(np.float32)
     order = np.argsort(-segments.areas, kind="stable")
-    colours = (
-        np.arange(len(segments)) % len(PALETTE) if segments.prompt_boxes is not None else _colours(segments, order)
-    )
+    boxed = segments.prompt_boxes is not None
+    colours = np.arange(len(segments)) % len(PALETTE) if boxed else _colours(image, segments, order)
     for index in order:
         window, inside = segments.window(index, math.ceil(_OUTLINE_LINES * pen.line))
         blend_mask(canvas[window], inside, PALETTE[colours[index]], alpha, pen)
@@ -62,16 +62,21 @@ def draw_segments(image: Uint8Array, segments: Segments, *, alpha: float = 0.5) 
     return drawn
 
 
-def _colours(segments: Segments, order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each mask the number of a colour that the fewest drawn before it have whose boxes meet its own. (M,)"""
+def _colours(image: Uint8Array, segments: Segments, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each mask the number of a colour: of those that the fewest drawn before it have whose boxes meet its own, the one
+    that is furthest from what the mask lies on. (M,)
+    """
+    palette = np.array(PALETTE, np.float32)
     colours = np.zeros(len(order), np.int64)
     for place, index in enumerate(order):
         before, box = order[:place], segments.boxes[index]
         boxes = segments.boxes[before]
         meets = ((boxes[:, :2] <= box[2:] + 1) & (boxes[:, 2:] >= box[:2] - 1)).all(axis=1)
         used = np.bincount(colours[before[meets]], minlength=len(PALETTE))
-        turned = np.roll(used, -place)  # among equals, the next in turn
-        colours[index] = (int(np.argmin(turned)) + place) % len(PALETTE)
+        window, inside = segments.window(index)
+        under = image[window][inside][:: max(1, segments.areas[index] // _SAMPLES)]
+        apart = np.abs(palette - under.mean(axis=0)).sum(axis=1) if len(under) else np.zeros(len(PALETTE))
+        colours[index] = np.lexsort((-apart, used))[0]
     return colours
 
 

@@ -14,6 +14,7 @@ import pytest
 import samrt
 from samrt import ImageError, InputError, MissingExtraError
 from samrt import segments as segments_module
+from samrt.draw import PALETTE
 from samrt.rle import decode_mask
 from samrt.segment_output import draw_segments
 from samrt.segments import Segments
@@ -245,14 +246,21 @@ def test_windows(segments: Segments, masks: np.ndarray) -> None:
 
 
 def test_drawn_as_overlay_draws_them(picture: np.ndarray) -> None:
-    """Masks that do not meet, largest first: the same colours, pixel by pixel."""
+    """With the boxes that they answer, whose colours they have: the same, pixel by pixel."""
     masks = np.zeros((3, *picture.shape[:2]), np.bool_)
     masks[0, 4:40, 2:30] = masks[1, 20:44, 40:60] = masks[2, 1:4, 50:64] = True
-    segments = Segments.from_masks(masks, [1, 1, 1])
-    np.testing.assert_array_equal(draw_segments(picture, segments), samrt.overlay(picture, masks))
-    boxes = segments.boxes + 0.0
+    boxes = Segments.from_masks(masks, [1, 1, 1]).boxes + 0.0
     boxed = Segments.from_masks(masks, [1, 1, 1], prompt_boxes=boxes)
     np.testing.assert_array_equal(draw_segments(picture, boxed), samrt.overlay(picture, masks, boxes=boxes))
+
+
+@pytest.mark.parametrize("colour", PALETTE)
+def test_a_mask_is_unlike_what_it_lies_on(colour: tuple[int, int, int]) -> None:
+    masks = np.zeros((1, 40, 60), np.bool_)
+    masks[0, 10:30, 10:50] = True
+    drawn = draw_segments(np.full((40, 60, 3), colour, np.uint8), Segments.from_masks(masks, [1]))
+    assert np.abs(drawn[20, 30].astype(int) - colour).sum() > 100
+    assert (drawn[0, 0] == colour).all()
 
 
 def test_masks_that_meet_get_different_colours(picture: np.ndarray) -> None:
