@@ -95,4 +95,6 @@ def test_a_step_that_fails_says_why(script: ModuleType) -> None:
         script.run(["-c", "print('it was full'); raise SystemExit(2)"])
     peak_mib, printed = script.run(["-c", "block = bytearray(64 << 20); print(len(block))"])
     assert printed == f"{64 << 20}\n"
-    assert 64 < peak_mib < 1000
+    assert (
+        peak_mib > 64
+    )  # and what this process had when it forked, which Linux counts in: nothing in the script itself
