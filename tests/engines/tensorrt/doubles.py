@@ -69,6 +69,8 @@ class CudaDouble:
         self.name = name
         self.capability = capability
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.copies: list[tuple[tuple[str, str], int]] = []
+        """From and to ("host", "gpu"), and bytes. Noted while that can be told: later another array may lie there."""
         self.memory: list[Memory] = []
         self.limit_bytes = 1 << 30
         self.streams: dict[int, Stream] = {0: Stream(), 1: Stream()}
@@ -106,6 +108,10 @@ class CudaDouble:
 
     def knows(self, address: int) -> Memory | None:
         return next((b for b in self.memory if b.live and b.address <= address < b.address + b.size), None)
+
+    def _place(self, address: int) -> str:
+        block = self.knows(address)
+        return "gpu" if block is not None and block.kind == "device" else "host"
 
     def new(self, size: int, kind: str = "device") -> Memory:
         block = Memory(size, kind)
@@ -212,6 +218,7 @@ class CudaDouble:
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
         # Pageable memory is read by the time the call returns.
+        self.copies.append(((self._place(source), self._place(to)), size))
         pageable = self.knows(source) is None
         taken = np.frombuffer(ctypes.string_at(source, size), np.uint8) if pageable else None
 

@@ -42,27 +42,11 @@ def image_encoder(feeds: Mapping[str, Array]) -> dict[str, Array]:
     return doubles.image_tensors(feeds["image"])
 
 
-class Gpu(CudaDouble):
-    """Notes where TensorRT's copies go while that can be told: later another array may lie at the same address."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.copies: list[tuple[tuple[str, str], int]] = []
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
-        self.copies.append(((self._place(source), self._place(to)), size))
-        super().cudaMemcpyAsync(to, source, size, kind, stream)
-
-    def _place(self, address: int) -> str:
-        block = self.knows(address)
-        return "gpu" if block is not None and block.kind == "device" else "host"
-
-
 class Machine:
     """A simulated GPU, and what is copied there."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-        self.gpu = Gpu()
+        self.gpu = CudaDouble()
         self.driver = DriverDouble(self.gpu)
         self.backend = backend
         self.trt = TensorRTDouble(self.gpu, {})
