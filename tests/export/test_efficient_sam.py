@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from full_size import check_full_size
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -462,29 +463,12 @@ def test_the_norm_over_the_image_survives_fp16() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [name for name in CONFIGS if not name.endswith("-toy")])
-@pytest.mark.parametrize("graph", ["image_encoder", "mask_decoder"])
-def test_full_size_builds_for_rtx(model: str, graph: str) -> None:
-    module = load_weights(FAMILY, model, random_seed=0).module
-    assert isinstance(module, EfficientSam)
-    spec = spec_named(graph, module, model)
-    content = typed_graph(onnx_from_spec(spec, spec.forms[-1].module), "fp16", {}).SerializeToString()
-    options = BuildOptions(flavour="rtx", sm="86")
-    plan = build_plan(content, profiles=dict(spec.profiles), precision="fp16", options=options, name=graph)
-    assert plan.facts is not None
-    assert (plan.facts.attentions, plan.facts.decomposable) == ({"image_encoder": 12, "mask_decoder": 7}[graph], 0)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.endswith("-toy")])
+def test_full_size(name: str, tmp_path: Path) -> None:
+    def masks(model: samrt.Model) -> dict[str, float]:
+        module = load_weights(FAMILY, name, random_seed=0).module
+        oracle, image = Oracle(dict(module.state_dict()), 1024, CONFIGS[name].heads), picture((720, 1280))
+        kinds = prompt_kinds(1, (720, 1280))
+        return {kind: compare(model, oracle, image, prompts) for kind, prompts in kinds.items()}
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("model", [name for name in CONFIGS if not name.endswith("-toy")])
-def test_full_size(model: str, precision: str, tmp_path: Path) -> None:
-    """Export and masks at the official size."""
-    report = export_model(model, tmp_path / "bundle", random_seed=0, precision=precision)
-    assert all(row.ok for row in report.parity)
-    module = load_weights(FAMILY, model, random_seed=0).module
-    own = Oracle(dict(module.state_dict()), 1024, CONFIGS[model].heads)
-    image = picture((720, 1280))
-    with samrt.load(tmp_path / "bundle") as opened:
-        ious = {kind: compare(opened, own, image, prompts) for kind, prompts in prompt_kinds(1, (720, 1280)).items()}
-    assert min(ious.values()) >= 0.999, ious
+    check_full_size(name, tmp_path, masks, {"image_encoder": 12, "prompt_encoder": 0, "mask_decoder": 7})

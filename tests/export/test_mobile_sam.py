@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from full_size import check_full_size
 from onnx import numpy_helper
 from precision_cases import constant, replace_constant
 from sam_oracle import hf_config, hf_state, oracle_masks
@@ -364,19 +365,11 @@ def test_manifest_says_how_pictures_are_resized(exported: ExportReport) -> None:
 
 @pytest.mark.slow
 def test_full_size(tmp_path: Path) -> None:
-    """Export in fp32 and fp16, masks and builds at the official size."""
-    report = export_model("mobile-sam", tmp_path / "bundle", random_seed=0, precision="fp16")
-    assert max(row.relative_l2 for row in report.parity if row.form != "fp16") <= 1e-5
-    assert max(row.relative_l2 for row in report.parity if row.form == "fp16") <= 5e-3
-    module = load_weights(FAMILY, "mobile-sam", random_seed=0).module
-    assert isinstance(module, Sam)
-    oracle, image = Oracle(module, "mobile-sam"), picture((720, 1280))
-    with samrt.load(tmp_path / "bundle") as model:
-        for kind, prompts in prompt_kinds(1, (720, 1280), 256).items():
-            assert compare(model, oracle, image, prompts, True) >= 0.999, kind
-    for spec, attentions in zip(FAMILY.graphs(module, "mobile-sam"), (10, 0, 7), strict=True):
-        content = (tmp_path / "bundle" / f"{spec.name}.fp16.onnx").read_bytes()
-        options = BuildOptions(flavour="rtx", sm="86")
-        plan = build_plan(content, profiles=dict(spec.profiles), precision="fp16", options=options, name=spec.name)
-        assert plan.facts is not None
-        assert (plan.facts.attentions, plan.facts.decomposable) == (attentions, 0)
+    def masks(model: samrt.Model) -> dict[str, float]:
+        module = load_weights(FAMILY, "mobile-sam", random_seed=0).module
+        assert isinstance(module, Sam)
+        oracle, image = Oracle(module, "mobile-sam"), picture((720, 1280))
+        kinds = prompt_kinds(1, (720, 1280), 256)
+        return {kind: compare(model, oracle, image, prompts, True) for kind, prompts in kinds.items()}
+
+    check_full_size("mobile-sam", tmp_path, masks, {"image_encoder": 10, "prompt_encoder": 0, "mask_decoder": 7})

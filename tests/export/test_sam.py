@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from full_size import check_full_size
 from safetensors.torch import save_file
 from sam_oracle import PIXEL_MEAN, hf_config, hf_model, hf_state, oracle_masks, preprocess
 from test_sam2_oracle import picture, prompt_kinds
@@ -21,7 +19,6 @@ from transformers import SamModel
 
 import samrt
 from samrt import CheckpointError, ParityError
-from samrt.build import check_bundle
 from samrt.numbers import ImageNumbers
 from samrt.transforms import image_to_input
 from samrt_engines.tensorrt import BuildOptions, build_plan
@@ -290,34 +287,15 @@ def test_full_size_decoder_builds_for_rtx() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_full_size(name: str, precision: str, tmp_path: Path) -> None:
-    """Export, masks and builds at the official sizes. SAMRT_RECORD names a file that takes the measured figures, a line each."""
-    started = time.perf_counter()
-    report = export_model(name, tmp_path / "bundle", random_seed=0, precision=precision)
-    module = load_weights(FAMILY, name, random_seed=0).module
-    assert isinstance(module, Sam)
-    oracle, image = hf_model(module, name), picture((720, 1280))
-    del module
-    with samrt.load(tmp_path / "bundle") as model:
+def test_full_size(name: str, tmp_path: Path) -> None:
+    def masks(model: samrt.Model) -> dict[str, float]:
+        module = load_weights(FAMILY, name, random_seed=0).module
+        assert isinstance(module, Sam)
+        oracle, image = hf_model(module, name), picture((720, 1280))
+        del module
         kinds = prompt_kinds(1, (720, 1280), 256)
-        ious = {kind: compare(model, oracle, image, prompts, True) for kind, prompts in kinds.items()}
-    built = {graph.graph: graph for graph in check_bundle(tmp_path / "bundle", sm="86").graphs}
-    figures = {
-        "model": name,
-        "precision": precision,
-        "plan_mb": {graph: round(facts.plan_bytes / 1e6, 1) for graph, facts in built.items()},
-        "worst_relative_l2": max(row.relative_l2 for row in report.parity),
-        "smallest_change": min(row.alive for row in report.parity),
-        "smallest_iou": ious,
-        "export_s": round(report.seconds, 1),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    if record := os.environ.get("SAMRT_RECORD"):
-        with Path(record).open("a") as file:
-            file.write(json.dumps(figures) + "\n")
-    assert min(ious.values()) >= 0.999, figures
+        return {kind: compare(model, oracle, image, prompts, True) for kind, prompts in kinds.items()}
+
     attentions = {"image_encoder": CONFIGS[name].encoder.depth, "prompt_encoder": 0, "mask_decoder": 7}
-    assert {graph: facts.attentions for graph, facts in built.items()} == attentions
-    assert not any(facts.decomposable for facts in built.values())
+    check_full_size(name, tmp_path, masks, attentions)
