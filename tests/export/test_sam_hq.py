@@ -284,7 +284,7 @@ def test_full_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         kinds = prompt_kinds(1, (720, 1280), 256)
         return {kind: compare(model, oracle, image, prompts) for kind, prompts in kinds.items()}
 
-    encoder = CONFIGS[name].encoder
+    encoder, _ = CONFIGS[name]
     depth = encoder.depth if isinstance(encoder, VitConfig) else sum(encoder.depths[1:])
     attentions = {"image_encoder": depth, "prompt_encoder": 0, "mask_decoder": 7}
     tiny = name == "sam-hq-vit-tiny"  # which transformers does not have
