@@ -15,6 +15,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from samrt.bench import bench, run
+from samrt.bench.peak import Peak
 from samrt.bundle import open_bundle
 from samrt.proposals import ProposalModel
 from samrt_engines.errors import CheckpointError, DeadOutputError, ExportError, ParityError
@@ -140,6 +142,19 @@ def test_a_picture_goes_all_the_way(fp16: ExportReport) -> None:
     assert len(segments) > 5
     assert (np.diff(segments.scores) <= 0).all()
     assert segments.scores.min() > 0.4
+
+
+def test_bench_measures_the_form_that_runs(fp16: ExportReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "probe_peak", lambda threads: Peak(100.0, 1, "not probed"))
+    picture = sample_image(1, SIZE, 3)[0].astype(np.uint8)
+    report = bench(fp16.path, image=picture, backend="onnxruntime", device="cpu", threads=1, runs=5)
+    form = open_bundle(fp16.path).manifest.graphs["detector"].forms[0]
+    (row,) = (row for row in report.rows if row.kind == "graph")
+    assert form.flops is not None
+    assert (row.task, row.precision, row.gflop) == ("detector", "fp32", form.flops / 1e9)
+    assert report.graphs["detector"].file == form.file.file
+    with ProposalModel(fp16.path, backend="onnxruntime", device="cpu") as model:
+        assert report.masks_found == len(model.propose(picture)) > 5
 
 
 @pytest.mark.parametrize("opset", [13, 18])

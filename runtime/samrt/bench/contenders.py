@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samrt.bench.tasks import Arrays, WholeTask, run_whole
+from samrt.bundle import open_bundle
 from samrt.model import Model, load
+from samrt.proposals import ProposalModel
 from samrt_engines.errors import BackendError, MissingExtraError
 from samrt_engines.executor import Executor
 
@@ -50,9 +52,9 @@ class Contender(Protocol):
 
 
 class Samrt:
-    """A loaded bundle as a contender."""
+    """A loaded bundle as a contender. What a user does with a model that proposes masks is in `samrt.bench.proposals`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model | ProposalModel) -> None:
         self.model = model
 
     def ran_on(self, graph: str) -> str:
@@ -68,8 +70,10 @@ class Samrt:
         return self.model.executors[name].run(feeds)
 
     def whole(self, task: WholeTask, picture: NDArray[np.uint8]) -> Callable[[], Outputs]:
-        features = None if task.prompts is None else self.model.encode(picture)
-        return lambda: run_whole(self.model, task, features, picture)
+        model = self.model
+        assert isinstance(model, Model)
+        features = None if task.prompts is None else model.encode(picture)
+        return lambda: run_whole(model, task, features, picture)
 
     def allocated_bytes(self) -> int | None:
         uses = memory_by_use(self.model.executors.values())
@@ -87,7 +91,9 @@ def open_samrt(
     threads: int | None = None,
     precision: str | None = None,
 ) -> Samrt:
-    """Load a bundle as a contender; arguments and errors are those of `samrt.load`."""
+    """Load a bundle of either kind as a contender; arguments and errors are those of `samrt.load`."""
+    if open_bundle(bundle).manifest.proposals is not None:
+        return Samrt(ProposalModel(bundle, backend, device, threads, precision=precision))
     return Samrt(load(bundle, backend, device=device, threads=threads, precision=precision))
 
 

@@ -7,6 +7,7 @@ from html import escape
 from samrt.bench.markdown import (
     METHOD,
     allocator_texts,
+    found_texts,
     graph_table,
     machine_text,
     memory_table,
@@ -42,7 +43,9 @@ def to_html(report: Report) -> str:
     """The whole report. Raises MissingExtraError without matplotlib."""
     title = f"{report.model}: samrt bench"
     body = [f"<h1>{escape(report.model)}</h1>"]
-    body += [f"<p>{escape(text)}</p>" for text in (machine_text(report), quiet_text(report), METHOD)]
+    body += [
+        f"<p>{escape(text)}</p>" for text in (machine_text(report), quiet_text(report), METHOD, *found_texts(report))
+    ]
     body += [
         f'<p class="note"><b>{escape(one.contender)}</b> was skipped from "{escape(one.task)}" on: {escape(one.reason)}</p>'
         for one in report.skipped

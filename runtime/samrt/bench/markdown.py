@@ -21,6 +21,7 @@ def to_markdown(report: Report) -> str:
         machine_text(report),
         quiet_text(report),
         METHOD,
+        *found_texts(report),
         *(f'**{one.contender} was skipped** from "{one.task}" on: {one.reason}' for one in report.skipped),
         "## Graphs",
         _table(*graph_table(report)),
@@ -110,6 +111,16 @@ def quiet_text(report: Report) -> str:
     if load > report.machine["cores"] / 4:
         text += " The machine was not quiet: do not quote these figures."
     return text
+
+
+def found_texts(report: Report) -> list[str]:
+    """What the times of a model that proposes masks depend on; empty for other models."""
+    if report.masks_found is None:
+        return []
+    return [
+        f"{_count(report.masks_found, 'mask')} found in the picture. The work after the detector grows with their number: "
+        "for times that hold for your pictures, measure with one of them (--image). Memory is for a made-up one of its size."
+    ]
 
 
 def allocator_texts(report: Report) -> list[str]:

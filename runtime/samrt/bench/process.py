@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samrt.bench.contenders import SAMRT, Contender, Samrt, is_gpu, memory_by_use, open_reference, open_samrt
 from samrt.bench.gpu import open_context, process_vram_bytes
+from samrt.bench.proposals import propose_and_click
 from samrt.bench.tasks import WholeTask, clicks, made_up_picture
 from samrt.bundle import Bundle, open_bundle
 from samrt.graphs import MASK_DECODER
 from samrt.opening import open_graph, open_plan_graphs
+from samrt.proposals import ProposalModel
+from samrt.proposals.model import DETECTOR
 from samrt.resident import peak_resident_mib, resident_mib
 from samrt_engines.errors import BackendError, SamrtError
 from samrt_engines.executor import Executor
@@ -128,9 +132,18 @@ def _whole(request: Mapping[str, Any]) -> Measured:
     contender = _open(request)
     loaded, rss_loaded = time.perf_counter(), resident_mib()
     picture = made_up_picture((request["hw"][0], request["hw"][1]))
-    contender.whole(WholeTask("click", clicks(picture, 1), best=True), picture)()
+    graph = _click(contender, picture)
     uses = memory_by_use(contender.model.executors.values()) if isinstance(contender, Samrt) else None
-    return loaded, rss_loaded, contender.allocated_bytes(), uses, contender.on_gpu(MASK_DECODER)
+    return loaded, rss_loaded, contender.allocated_bytes(), uses, contender.on_gpu(graph)
+
+
+def _click(contender: Contender, picture: NDArray[np.uint8]) -> str:
+    """Encode a picture and answer a click; returns the graph that the mask comes from."""
+    if isinstance(contender, Samrt) and isinstance(contender.model, ProposalModel):
+        propose_and_click(contender.model, picture)
+        return DETECTOR
+    contender.whole(WholeTask("click", clicks(picture, 1), best=True), picture)()
+    return MASK_DECODER
 
 
 def _open(request: Mapping[str, Any]) -> Contender:

@@ -13,10 +13,10 @@ from samrt.bench.process import Process
 class Row:
     """One contender at one task and batch. Times in milliseconds; what was not measured is None.
 
-    quartiles_ms: the middle half of the runs. per_second: pictures, prompts or objects at the median. gflop: the work of one run,
-    1e9 operations. share_of_peak: work over time, as a part of the machine's probed peak. ratio, ratio_quartiles: how many
-    times samrt's time, paired round by round. relative_l2: largest relative error of samrt's outputs against this contender's.
-    mask_iou: smallest IoU between samrt's masks and this contender's.
+    ran_on: "numpy" where no graph runs. quartiles_ms: the middle half of the runs. per_second: pictures, prompts or objects
+    at the median. gflop: the work of one run, 1e9 operations. share_of_peak: work over time, as a part of the machine's
+    probed peak. ratio, ratio_quartiles: how many times samrt's time, paired round by round. relative_l2: largest relative error
+    of samrt's outputs against this contender's. mask_iou: smallest IoU between samrt's masks and this contender's.
     """
 
     task: str
@@ -74,6 +74,8 @@ class Report:
     """Contender -> what it needs in a process of its own: load, encode one picture, answer one click."""
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...] = ()
+    masks_found: int | None = None
+    """How many a model that proposes masks found in the picture, which the host's work grows with. None for other models."""
 
     @property
     def contenders(self) -> tuple[str, ...]:

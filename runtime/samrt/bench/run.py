@@ -19,17 +19,25 @@ from samrt import __version__
 from samrt.bench.contenders import SAMRT, Contender, Outputs, Samrt, mask_iou, open_reference, open_samrt, worst_error
 from samrt.bench.peak import Peak, probe_peak
 from samrt.bench.process import Process, measure_process
+from samrt.bench.proposals import ProposalTask, check_proposal_bench, proposal_tasks
 from samrt.bench.report import GraphFacts, Report, Row, Skipped
 from samrt.bench.tasks import ENCODE, GraphTask, WholeTask, flops_at, graph_tasks, made_up_picture, whole_tasks
 from samrt.bench.timing import Times, paired_ratio, time_in_turns
 from samrt.bench.video import FrameTask, video_tasks
+from samrt.bundle import open_bundle
 from samrt.graphs import IMAGE_ENCODER, MASK_DECODER, choose_form
 from samrt.machine import cpu_name, usable_cores
 from samrt.manifest import Form, Graph
+from samrt.model import Model
+from samrt.proposals import ProposalModel
+from samrt.proposals.model import DETECTOR
 from samrt_engines.errors import BackendError
 
 Progress = Callable[[str, int, int], None]
-Task = GraphTask | WholeTask | FrameTask
+Task = GraphTask | WholeTask | FrameTask | ProposalTask
+
+HOST = "numpy"
+"""What a task without a graph runs on."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +102,11 @@ def bench(
     backend, device, threads, precision: as in `samrt.load`
     video: also the memory graphs, and frames of a video with 1, 4 and 16 objects
     runs: timed runs of every task, fewer (at least 5) where they would take over ``seconds_per_task``
-    Raises BackendError for an unknown reference, MissingExtraError, BundleError. A reference that opens and then cannot
-    run is no error: it stands in ``report.skipped`` with the reason.
+    Raises BackendError for an unknown reference, and for any beside a model that proposes masks, MissingExtraError,
+    BundleError. A reference that opens and then cannot run is no error: it stands in ``report.skipped`` with the reason.
     """
     load_before = _load_average()
+    check_proposal_bench(open_bundle(bundle).manifest, against, video)
     picture = made_up_picture() if image is None else image
     settings = Settings(
         tuple(dict.fromkeys(against)), checkpoint, backend, device, runs, seconds_per_task, threads, precision
@@ -112,9 +121,7 @@ def bench(
             )
             stack.callback(entrants[name].close)
         race = _Field(entrants)
-        tasks: list[Task] = [*graph_tasks(samrt.model, picture), *whole_tasks(picture)]
-        if video:
-            tasks += video_tasks(samrt.model, picture)
+        tasks, found = _tasks(samrt.model, picture, video)
         total = len(tasks) + 1 + len(entrants) + len(samrt.model.executors)
         progress("peak", 0, total)
         peak = probe_peak(threads)
@@ -133,7 +140,17 @@ def bench(
         processes=processes,
         rows=tuple(rows),
         skipped=tuple(race.skipped),
+        masks_found=found,
     )
+
+
+def _tasks(model: Model | ProposalModel, picture: NDArray[np.uint8], video: bool) -> tuple[list[Task], int | None]:
+    """All that is measured, and how many masks the model found by itself, if it is one that does."""
+    if isinstance(model, ProposalModel):
+        segments = model.propose(picture)
+        return [*proposal_tasks(model, picture, segments)], len(segments)
+    frames = video_tasks(model, picture) if video else ()
+    return [*graph_tasks(model, picture), *whole_tasks(picture), *frames], None
 
 
 def _bench_task(
@@ -149,27 +166,36 @@ def _bench_task(
         calls, made = race.prepare(_title(task), lambda contender: lambda: contender.run_graph(task.graph, task.feeds))
     elif isinstance(task, FrameTask):
         calls, made = race.prepare(task.name, lambda contender: lambda: task.run(contender.run_graph))
+    elif isinstance(task, ProposalTask):  # samrt is alone
+        calls, made = race.prepare(task.name, lambda contender: task.run)
     else:
         calls, made = race.prepare(task.name, lambda contender: contender.whole(task, picture))
     times = time_in_turns(calls, runs=settings.runs, seconds=settings.seconds)
+    graph = _graph(task)
     rows = []
     for name in calls:
         contender = race.contenders[name]
-        graph = task.graph if isinstance(task, GraphTask) else IMAGE_ENCODER if task.name == ENCODE else MASK_DECODER
         gflop = _gflop(samrt, task, plain=name != SAMRT)
         rows.append(
             _row(
                 task,
                 name,
                 times,
-                ran_on=contender.ran_on(graph),
-                precision=contender.precision(graph),
+                ran_on=HOST if graph is None else contender.ran_on(graph),
+                precision="fp32" if graph is None else contender.precision(graph),
                 gflop=gflop,
-                peak=None if contender.on_gpu(graph) else peak,
+                peak=None if graph is None or contender.on_gpu(graph) else peak,
                 agreement=None if name == SAMRT else (made[SAMRT], made[name]),
             )
         )
     return rows
+
+
+def _graph(task: Task) -> str | None:
+    """The graph whose provider and precision a task's row names; None for one on the host."""
+    if isinstance(task, GraphTask | ProposalTask):
+        return task.graph
+    return IMAGE_ENCODER if task.name == ENCODE else MASK_DECODER
 
 
 def _row(
@@ -270,7 +296,8 @@ def _processes(
 
 def _device(samrt: Samrt, asked: str) -> str:
     """The device that was asked for; for "auto" the one that was found, so that everyone runs on the same."""
-    return asked if asked != "auto" else "cuda" if samrt.on_gpu(MASK_DECODER) else "cpu"
+    graph = DETECTOR if isinstance(samrt.model, ProposalModel) else MASK_DECODER
+    return asked if asked != "auto" else "cuda" if samrt.on_gpu(graph) else "cpu"
 
 
 def _load_average() -> float | None:

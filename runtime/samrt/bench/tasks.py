@@ -76,9 +76,7 @@ def graph_tasks(model: Model, picture: NDArray[np.uint8]) -> list[GraphTask]:
 
 def whole_tasks(picture: NDArray[np.uint8]) -> list[WholeTask]:
     """From picture to features, and from prompts to masks of the picture's size."""
-    height, width = _hw(picture)
-    box = Prompts(boxes=[width * 0.3, height * 0.3, width * 0.7, height * 0.7])
-    click = clicks(picture, 1)
+    box, click = middle_box(picture), clicks(picture, 1)
     return [
         WholeTask(ENCODE),
         WholeTask("click, best of 3 masks", click, best=True),
@@ -106,6 +104,12 @@ def clicks(picture: NDArray[np.uint8], count: int) -> Prompts:
     places = np.linspace(0.2, 0.8, side) if side > 1 else np.array([0.5])
     x, y = np.meshgrid(places * width, places * height)
     return Prompts(points=np.stack((x, y), -1).reshape(-1, 1, 2), labels=np.ones((side * side, 1), np.int32))
+
+
+def middle_box(picture: NDArray[np.uint8]) -> Prompts:
+    """A box around the picture's middle, two fifths of its height and width."""
+    height, width = _hw(picture)
+    return Prompts(boxes=[width * 0.3, height * 0.3, width * 0.7, height * 0.7])
 
 
 def made_up_picture(hw: tuple[int, int] = HD_HW) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from samrt.bench import Report, to_html, to_markdown
 from samrt.bench import bench as measure
-from samrt.bench.markdown import quiet_text, ratio_text
+from samrt.bench.markdown import found_texts, quiet_text, ratio_text
 from samrt.bundle import open_bundle
 from samrt.commands.output import json_text, print_json, progress_bar, write_whole
 from samrt.images import read_image
@@ -54,6 +54,7 @@ def bench(
 ) -> None:
     """Measure latency per graph and end to end, throughput, memory, load time; parity and speed beside PyTorch.
 
+    Of a model that proposes masks: its detector, what the host does after it, a click and a box; never beside PyTorch.
     Of a model that makes 3D every stage is measured, in a process of its own: time, weights, index maps, activations.
 
     samrt bench bundles/nano --against pytorch -o report.html
@@ -172,6 +173,8 @@ def _print(report: Report) -> None:
     console.print(
         f"{report.model} on {machine['cpu']}, {machine['threads']} threads. {quiet_text(report)}", highlight=False
     )
+    for text in found_texts(report):
+        console.print(text, highlight=False)
     table = Table("task", "contender", "p50 ms", "p95", "p99", "times samrt", "error or IoU", box=None)
     for row in report.rows:
         error = "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"
