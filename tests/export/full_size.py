@@ -45,7 +45,8 @@ def check_full_size(model: str, folder: Path, compare: Compare | None, attention
     built = {graph.graph: graph for graph in check_bundle(folder / "bundle", sm=SM).graphs}
     ious: Mapping[str, float] = {}
     if compare is not None:
-        with samrt.load(folder / "bundle") as opened:
+        with samrt.load(folder / "bundle") as opened, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(opened, "encode", answer_once(opened.encode))
             ious = compare(opened)
     wide = [row for row in report.parity if row.form.startswith("fp32")]
     narrow = [row for row in report.parity if not row.form.startswith("fp32")]
@@ -64,6 +65,18 @@ def check_full_size(model: str, folder: Path, compare: Compare | None, attention
     assert all(iou >= MASK_IOU for iou in ious.values()), ious
     assert {graph: one.attentions for graph, one in built.items()} == attentions
     assert not any(one.decomposable for one in built.values())
+
+
+def answer_once(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The first answer again and again: of one picture and many prompts, encoding is the work."""
+    answers: list[Any] = []
+
+    def answer(*arguments: Any, **named: Any) -> Any:
+        if not answers:
+            answers.append(call(*arguments, **named))
+        return answers[0]
+
+    return answer
 
 
 def affordable_runs(spec: GraphSpec) -> tuple[ReferenceRun, ...]:
