@@ -2,7 +2,8 @@
 
 What a file may be, and what becomes of it:
 
-- JPEG, PNG, WebP, BMP or TIFF, recognised by content, never by name; of several frames the first
+- JPEG, PNG, WebP, BMP, TIFF or GIF, recognised by content, never by name; of several frames the first, but an animated GIF
+  is refused: it is a video, which `samrt track` reads
 - turned upright as its EXIF orientation says
 - grey and palette become RGB; alpha is dropped, not composited (as ``PIL.Image.convert("RGB")`` does); CMYK is
   converted
@@ -26,7 +27,7 @@ from samrt_engines.errors import ImageError
 if TYPE_CHECKING:
     import PIL.Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384
 
@@ -51,6 +52,7 @@ def read_image(
             warnings.simplefilter("ignore")  # PIL warns of bombs and odd EXIF; the caps below are stricter
             with PIL.Image.open(_opened(source, name), formats=FORMATS) as picture:
                 _check_size(picture.width, picture.height, name, max_pixels, max_side)
+                _check_still(picture, name)
                 return as_rgb_uint8(_upright(picture))
     except ImageError:
         raise
@@ -162,6 +164,17 @@ def _check_size(width: int, height: int, name: str, max_pixels: int, max_side: i
             got=f"{width} x {height} pixels",
             expected=f"at most {max_pixels} pixels and {max_side} a side",
             fix="scale it down, or raise max_pixels and max_side of samrt.read_image",
+        )
+
+
+def _check_still(picture: PIL.Image.Image, name: str) -> None:
+    """Refuse an animated GIF. Only the start of its second frame is looked for."""
+    if picture.format == "GIF" and getattr(picture, "is_animated", False):
+        raise ImageError(
+            f"{name} is an animation",
+            got="a GIF of several frames",
+            expected="one picture",
+            fix="as a video: samrt track, samrt.media.open_frames; as a picture: save one of its frames as PNG",
         )
 
 

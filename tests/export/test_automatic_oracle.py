@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from automatic_oracle import Sam2Predictor, SamrtPredictor, official_records, upscale_official
 from oracle import hf_image_model, preprocess
 
 import samrt
 from samrt.automatic import AutomaticMaskGenerator
+from samrt.folder import segment_everything
 from samrt.rle import decode_mask
 from samrt_export.families.sam2 import FAMILY, Sam2
 from samrt_export.nano.evaluate import iou
@@ -166,3 +168,18 @@ def test_refinement_answers_each_mask_with_itself(stretched: samrt.Model) -> Non
     for mask, index in zip(segments.masks(), order, strict=True):
         assert iou(mask, expected[index].masks[0, 0]) >= 0.99
     assert not np.allclose(np.sort(first.scores.ravel()), np.sort(segments.scores), atol=1e-3)
+
+
+def test_pictures_encoded_together(stretched: samrt.Model, tmp_path: Path) -> None:
+    """Three sizes in one run of the image encoder: every file of the job as one by one, byte for byte."""
+    (tmp_path / "pictures").mkdir()
+    for seed, hw in enumerate([(48, 64), (180, 120), (90, 90)]):
+        PIL.Image.fromarray(picture(seed, hw)).save(tmp_path / "pictures" / f"{seed}.png")
+    written = []
+    for batch in (1, 3):
+        out = tmp_path / f"batch {batch}"
+        report = segment_everything(stretched, tmp_path / "pictures", out, batch=batch, points_per_side=4, **LOOSE)
+        assert (report.done, report.empty, report.hint) == (3, {}, "")
+        written.append({path.name: path.read_bytes() for path in out.iterdir() if path.is_file()})
+    assert len(json.loads(written[0]["annotations.json"])["annotations"]) >= 6
+    assert written[0] == written[1]

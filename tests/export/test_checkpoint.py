@@ -139,6 +139,74 @@ def test_hub_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, error: str, 
     def fail(**_: Any) -> str:
         raise kind.__new__(kind)
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(HubError, match=words):
         hub.download("facebook/sam2.1-hiera-tiny")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, a hub that refuses every connection, and no waiting for it."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s for a hub that is not there")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(_http.time, "sleep", wait)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_offline_is_told_without_asking_again(hub_cache: Path) -> None:
+    with pytest.raises(HubError, match=r"cannot be reached, .* \| got: a/b \| fix: .*--checkpoint FILE"):
+        hub.download("a/b")
+
+
+def test_offline_what_is_in_the_cache_is_taken(hub_cache: Path) -> None:
+    """Also the second of the names."""
+    commit = "0" * 40
+    (hub_cache / "models--a--b" / "refs").mkdir(parents=True)
+    (hub_cache / "models--a--b" / "refs" / "main").write_text(commit)
+    (hub_cache / "models--a--b" / "snapshots" / commit).mkdir(parents=True)
+    path = hub_cache / "models--a--b" / "snapshots" / commit / "model.pt"
+    path.write_bytes(b"weights")
+    assert hub.download("a/b") == path
+    with pytest.raises(HubError, match=r"cannot be reached, .* \| got: a/c"):
+        hub.download("a/c")
+
+
+@pytest.mark.parametrize(
+    ("error", "reached"),
+    [
+        ("ConnectError", False),
+        ("ConnectTimeout", False),
+        ("ProxyError", False),
+        ("ReadTimeout", True),
+        ("RemoteProtocolError", True),
+    ],
+)
+def test_a_slow_hub_is_left_to_its_own_patience(monkeypatch: pytest.MonkeyPatch, error: str, reached: bool) -> None:
+    """No connection is told at once; a connection without an answer is worth the client's retries."""
+    import huggingface_hub
+
+    http = pytest.importorskip(huggingface_hub.errors.HfHubHTTPError.__bases__[0].__module__)
+    asked: list[float] = []
+
+    def fail(url: str, *, timeout: float) -> None:
+        asked.append(timeout)
+        raise getattr(http, error)("no")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **_: "downloaded")
+    if reached:
+        assert hub.download("a/b") == Path("downloaded")
+    else:
+        with pytest.raises(HubError, match="cannot be reached"):
+            hub.download("a/b")
+    assert asked == [5.0]

@@ -153,6 +153,11 @@ def test_masks_and_overwrite(folder: Path, bundle_path: Path, tmp_path: Path) ->
         ),
         (["--format", "gif"], "unknown format | got: 'gif'"),
         (["--points-per-side", "0"], "points_per_side cannot be used | got: 0"),
+        (
+            ["--batch", "2", "--crop-n-layers", "1"],
+            "pictures cannot be encoded together | got: a batch of 2 and 1 layers of crops | expected: one of them | "
+            "fix: leave out batch (--batch), or crop_n_layers (--crop-n-layers)",
+        ),
     ],
 )
 def test_refused(folder: Path, bundle_path: Path, tmp_path: Path, options: list[str], message: str) -> None:
@@ -160,6 +165,54 @@ def test_refused(folder: Path, bundle_path: Path, tmp_path: Path, options: list[
     assert isinstance(result.exception, samrt.InputError)
     assert message in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_batches(folder: Path, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pictures in one run of the encoder, the third, which is left over, alone."""
+    PIL.Image.open(folder / "a.png").crop((0, 0, 40, 30)).save(folder / "c.png")
+    encoded: list[int] = []
+    encode = samrt.Model.encode
+
+    def spy(model: samrt.Model, images: Any) -> samrt.Features:
+        features = encode(model, images)
+        encoded.append(len(features))
+        return features
+
+    monkeypatch.setattr(samrt.Model, "encode", spy)
+    seen: list[str] = []
+    options: dict[str, Any] = {"points_per_side": 4, "points_per_batch": 8, "batch": 2}
+    with samrt.load(bundle_path, backend="onnxruntime") as model:
+        report = segment_everything(
+            model, folder, tmp_path / "out", progress=lambda stage, *_: seen.append(stage), **options
+        )
+    assert (report.done, encoded) == (3, [2, 1])
+    assert [stage.rpartition(" · ")[2] for stage in seen if stage.endswith("points")] == [
+        *(f"{done} of 32 points" for done in (8, 16, 24, 32)),
+        *(f"{done} of 16 points" for done in (8, 16)),
+    ]
+
+
+def test_why_there_are_no_masks(folder: Path, bundle_path: Path, tmp_path: Path) -> None:
+    """Nothing red in one picture, in both no mask that is trusted so much: told which filter it was, for all together."""
+    PIL.Image.new("RGB", (64, 48)).save(folder / "b.png")
+    command = ["everything", folder, "-b", bundle_path, "--backend", "onnxruntime", "--points-per-side", "4", "-o"]
+    one = run(*command, tmp_path / "one", "--pred-iou-thresh", "0.75", "--stability-score-thresh", "0.25")
+    assert "2 pictures: 2 done, " in one.stdout
+    assert " masks, 1 without masks, 1 other files left out" in one.stdout
+    hint = (
+        "no mask in b.png: of 48 candidates 32 not above pred_iou_thresh 0.75, 16 below stability_score_thresh 0.25; "
+    )
+    assert f"{hint}lower --pred-iou-thresh or --stability-score-thresh\nwritten: " in one.stdout
+    both = json.loads(run(*command, tmp_path / "both", "--pred-iou-thresh", "1", "--json").stdout)
+    assert (
+        both["hint"]
+        == "no mask in 2 pictures: of 96 candidates 96 not above pred_iou_thresh 1; lower --pred-iou-thresh"
+    )
+    counts = {"below_pred_iou_thresh": 48, "below_stability_score_thresh": 0, "cut_off": 0, "duplicates": 0}
+    assert both["empty"] == {name: {"candidates": 48, **counts} for name in ("a.png", "b.png")}
+    open_wide = ["--pred-iou-thresh", "0", "--stability-score-thresh", "0", "--json"]
+    some = json.loads(run(*command, tmp_path / "some", *open_wide).stdout)
+    assert (some["masks"] > 0, some["empty"], some["hint"]) == (True, {}, "")
 
 
 def test_ctrl_c(folder: Path, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +274,14 @@ def test_a_model_that_proposes_masks(folder: Path, tmp_path: Path) -> None:
         "confidence": 0.85,
         "iou": None,
     }
+    none = segment_everything(model, folder, tmp_path / "none", confidence=0.95)
+    assert (none.masks, none.empty) == (0, {"a.png": {}, "b.png": {}})
+    assert none.hint == "no mask in 2 pictures: none above confidence 0.95; lower --confidence"
+    with pytest.raises(
+        samrt.InputError,
+        match=r"got: halves, which proposes masks for one picture at a time .* fix: leave out batch \(",
+    ):
+        segment_everything(model, folder, tmp_path / "batch", batch=2)
     boxes = tmp_path / "boxes.json"
     boxes.write_text(
         json.dumps({"a.png": [{"box": [40, 0, 64, 48], "label": "dog"}, {"box": [0, 0, 30, 40], "label": "cat"}]})

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samrt import ImageError, as_rgb_uint8, read_image
+from samrt.media import open_frames
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), np.uint8)
@@ -93,15 +94,35 @@ def test_other_modes() -> None:
     ("source", "message"),
     [
         (b"", r"cannot read the picture \| got: an empty file"),
-        (b"not a picture at all", "not a picture of a known format | expected: JPEG, PNG, WEBP, BMP, TIFF"),
+        (b"not a picture at all", r"not a picture of a known format \| expected: JPEG, PNG, WEBP, BMP, TIFF, GIF"),
         (encoded(RGB)[:60], "a damaged file"),
         (encoded(RNG.integers(0, 256, (64, 64, 3), np.uint8), "JPEG")[:900], "a damaged file"),
-        (encoded(RGB, "GIF"), "not a picture of a known format"),
+        (encoded(RGB, "PPM"), r"not a picture of a known format \| expected: JPEG, PNG, WEBP, BMP, TIFF, GIF"),
     ],
 )
 def test_what_is_not_a_picture(source: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         read_image(source)
+
+
+def test_a_still_gif() -> None:
+    palette = PIL.Image.fromarray(RGB).quantize(54)
+    np.testing.assert_array_equal(read_image(encoded(palette, "GIF")), np.asarray(palette.convert("RGB")))
+    assert len(np.unique(read_image(encoded(palette, "GIF")))) > 50
+
+
+def test_an_animated_gif_is_a_video(tmp_path: Path) -> None:
+    frames = [PIL.Image.fromarray(np.roll(RGB, shift, axis=1)) for shift in range(3)]
+    path = tmp_path / "dance.png"
+    path.write_bytes(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100))
+    with pytest.raises(
+        ImageError,
+        match=r"dance.png is an animation \| got: a GIF of several frames \| expected: one picture \| "
+        r"fix: as a video: samrt track, samrt.media.open_frames; as a picture: save one of its frames as PNG",
+    ):
+        read_image(path)
+    with open_frames(path) as video:  # as the error says
+        assert [frame.shape for frame in video] == [RGB.shape] * 3
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from samrt.automatic.crops import Crop, crop_boxes, cut_off
+from samrt.automatic.dropped import Dropped
 from samrt.automatic.found import Found, clean, drop_duplicates, drop_duplicates_of_crops, join
 from samrt.automatic.grid import Grid
 from samrt.automatic.outlines import boxes_from_turns, find_turns, stability_scores
@@ -19,8 +20,10 @@ from samrt.model import Model, check_prompted
 from samrt.prompts import Prompts
 from samrt.result import Result
 from samrt.segments import OutputMode, Segments
+from samrt_engines.errors import ImageError, InputError
 
 Float64Array = NDArray[np.float64]
+Uint8Array = NDArray[np.uint8]
 Progress = Callable[[int, int], object]
 
 
@@ -96,38 +99,49 @@ class AutomaticMaskGenerator:
             output_mode=output_mode,
         )
 
-    def generate(self, image: Image) -> list[dict[str, Any]]:
+    def generate(self, image: Image | Features) -> list[dict[str, Any]]:
         """Find all masks of a picture.
 
-        image: uint8 (H, W, 3) RGB; also whatever else `samrt.as_rgb_uint8` takes
+        image: uint8 (H, W, 3) RGB; also whatever else `samrt.as_rgb_uint8` takes; or the features of one picture, where no
+            crops are asked for: many pictures are encoded in one run by ``model.encode(pictures)``
         returns: a record for each mask, as `Segments.records` describes them, in the official order; none if none is found
-        Raises ImageError for what is not a picture, BackendError when the backend fails or the model is closed.
+        Raises ImageError for what is not one picture, or features of another model; InputError for features where crops are
+        asked for; BackendError when the backend fails or the model is closed.
         """
         return self.segments(image).records(self._settings.output_mode)
 
-    def segments(self, image: Image) -> Segments:
+    def segments(self, image: Image | Features) -> Segments:
         """What `generate` finds, as compact `Segments`."""
-        pixels = as_rgb_uint8(image)
-        settings, image_hw = self._settings, (pixels.shape[0], pixels.shape[1])
+        return self.search(image)[0]
+
+    def search(self, image: Image | Features) -> tuple[Segments, Dropped]:
+        """What `generate` finds, as compact `Segments`, and what became of the masks that are not among them."""
+        settings = self._settings
+        picture = _check_features(image, settings) if isinstance(image, Features) else as_rgb_uint8(image)
+        image_hw = picture.image_hw[0] if isinstance(picture, Features) else (picture.shape[0], picture.shape[1])
         crops = crop_boxes(image_hw, settings.crop_n_layers, settings.crop_overlap_ratio)
         counter = _Counter(sum(len(settings.grids[crop.layer]) for crop in crops), self._progress)
-        found = join([self._search_crop(pixels, crop, counter) for crop in crops])
+        found = join([self._search_crop(self._encode(picture, crop), crop, image_hw, counter) for crop in crops])
         if len(crops) > 1:
             found = drop_duplicates_of_crops(found, settings.crop_nms_thresh)
         if settings.min_mask_region_area > 0:
             iou = max(settings.box_nms_thresh, settings.crop_nms_thresh)
             found = clean(found, image_hw, settings.min_mask_region_area, iou)
-        return found.to_segments(image_hw)
+        return found.to_segments(image_hw), counter.dropped(len(found.turns))
 
-    def _search_crop(self, pixels: NDArray[np.uint8], crop: Crop, counter: _Counter) -> Found:
+    def _encode(self, picture: Uint8Array | Features, crop: Crop) -> Features:
+        if isinstance(picture, Features):
+            return picture
+        return self._model.encode(picture[crop.y0 : crop.y1, crop.x0 : crop.x1])
+
+    def _search_crop(self, features: Features, crop: Crop, image_hw: tuple[int, int], counter: _Counter) -> Found:
         """All masks of one crop, each thing once, in the picture's pixels."""
-        settings, image_hw = self._settings, (pixels.shape[0], pixels.shape[1])
-        features = self._model.encode(pixels[crop.y0 : crop.y1, crop.x0 : crop.x1])
+        settings = self._settings
         points = settings.grids[crop.layer] * np.array(crop.hw[::-1])
         parts = []
         for start in range(0, len(points), settings.points_per_batch):
             batch = points[start : start + settings.points_per_batch]
-            parts.append(self._judge(self._ask(features, batch), batch, crop, image_hw))
+            parts.append(self._judge(self._ask(features, batch), batch, crop, image_hw, counter))
             counter.advance(len(batch))
         return drop_duplicates(join(parts), settings.box_nms_thresh)
 
@@ -147,7 +161,9 @@ class AutomaticMaskGenerator:
         )
         return self._model.decode(features, prompts, multimask=False)
 
-    def _judge(self, result: Result, points: Float64Array, crop: Crop, image_hw: tuple[int, int]) -> Found:
+    def _judge(
+        self, result: Result, points: Float64Array, crop: Crop, image_hw: tuple[int, int], counter: _Counter
+    ) -> Found:
         """The masks of one decode that are good enough. points: (P, 2) in the crop's pixels."""
         settings = self._settings
         scores = result.scores.reshape(-1)
@@ -157,6 +173,7 @@ class AutomaticMaskGenerator:
         kept = np.arange(len(scores))
         if settings.pred_iou_thresh > 0:
             kept = kept[scores > settings.pred_iou_thresh]
+        trusted = len(kept)
         planes = planes[kept]
         stability = stability_scores(planes, grid, result.mask_threshold, settings.stability_score_offset)
         if settings.stability_score_thresh > 0:
@@ -172,16 +189,55 @@ class AutomaticMaskGenerator:
             points=points[kept] + np.array([crop.x0, crop.y0]),
             crops=np.tile(np.array(crop[:4], np.int64), (len(kept), 1)),
         )
-        return found.take(~cut_off(boxes, crop, image_hw))
+        whole = found.take(~cut_off(boxes, crop, image_hw))
+        counter.judged(len(scores), trusted, len(kept), len(whole.turns))
+        return whole
 
 
 class _Counter:
-    """Counts points of one picture, and tells who asked."""
+    """Counts points and masks of one picture, and tells who asked."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._done, self._total, self._progress = 0, total, progress
+        self._candidates = self._trusted = self._stable = self._whole = 0
 
     def advance(self, points: int) -> None:
         self._done += points
         if self._progress is not None:
             self._progress(self._done, self._total)
+
+    def judged(self, candidates: int, trusted: int, stable: int, whole: int) -> None:
+        """How many masks one decode gave, and how many of them passed each filter and those before it."""
+        self._candidates += candidates
+        self._trusted += trusted
+        self._stable += stable
+        self._whole += whole
+
+    def dropped(self, kept: int) -> Dropped:
+        """What became of the others. kept: how many masks are left at the end."""
+        return Dropped(
+            candidates=self._candidates,
+            below_pred_iou_thresh=self._candidates - self._trusted,
+            below_stability_score_thresh=self._trusted - self._stable,
+            cut_off=self._stable - self._whole,
+            duplicates=self._whole - kept,
+        )
+
+
+def _check_features(features: Features, settings: Settings) -> Features:
+    """Features of one whole picture. Raises ImageError for several, InputError where crops of it are to be encoded."""
+    if len(features) != 1:
+        raise ImageError(
+            "masks are found in one picture at a time",
+            got=f"features of {len(features)} pictures",
+            expected="of one",
+            fix="[generator.segments(one) for one in features]",
+        )
+    if settings.crop_n_layers:
+        raise InputError(
+            "crops are encoded each for itself",
+            got=f"features, and crop_n_layers {settings.crop_n_layers}",
+            expected="the picture, or no crops",
+            fix="generator.segments(image), or crop_n_layers=0",
+        )
+    return features

@@ -50,6 +50,7 @@ def everything(
     output_format: Annotated[
         list[str] | None, typer.Option("--format", help="coco, png, masks; repeatable. coco is always written.")
     ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures encoded together; not with crops.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where another job is in OUT.")] = False,
     backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or tensorrt.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -88,7 +89,7 @@ def everything(
         report("loading", 0, 1)
         with load_any(bundle, options, backend=backend, device=device, threads=threads) as model:
             return segment_everything(
-                model, source, out, formats=formats, overwrite=overwrite, progress=report, **options
+                model, source, out, formats=formats, batch=batch, overwrite=overwrite, progress=report, **options
             )
 
     run_and_print("everything", run, json_output)
@@ -135,11 +136,14 @@ def _print(report: JobReport) -> None:
     for name, error in report.failures.items():
         print(f"failed: {_printable(name)}: {_printable(error)}")
     counts = [f"{report.done} done", f"{report.masks} masks"]
+    counts += [f"{len(report.empty)} without masks"] if report.empty else []
     counts += [f"{report.kept} done before"] if report.kept else []
     counts += [f"{len(report.failures)} failed"] if report.failures else []
     counts += [f"{len(report.ignored)} other files left out"] if report.ignored else []
     rate = f"; {report.pictures_per_second:.2g} pictures/s" if report.done else ""
     print(f"{report.pictures} {'picture' if report.pictures == 1 else 'pictures'}: {', '.join(counts)}{rate}")
+    if report.hint:
+        print(_printable(report.hint))
     print(f"written: {report.out}")
 
 

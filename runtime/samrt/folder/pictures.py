@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
-from samrt.media.pictures import SUFFIXES, natural_key
+from samrt.media.pictures import SUFFIXES as FRAME_SUFFIXES
+from samrt.media.pictures import natural_key
 from samrt_engines.errors import InputError
+
+SUFFIXES = (*FRAME_SUFFIXES, ".gif")
+"""Files of a folder that are pictures. GIFs beside the frames of a video are rather previews of it."""
 
 RESERVED = ("job", "annotations", "failures")
 """Names of the job's own files in its output folder."""

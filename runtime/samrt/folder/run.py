@@ -64,6 +64,11 @@ class JobReport:
     ignored: tuple[str, ...]
     """Files of the folder that are no pictures."""
     seconds: float
+    empty: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Picture of this run in which `segment_everything` found no mask -> what became of its candidates, in numbers: see
+    `samrt.automatic.Dropped`. Models that propose masks do not count them."""
+    hint: str = ""
+    """Of all these pictures: what took their masks out, and which option to lower."""
 
     @property
     def pictures_per_second(self) -> float:

@@ -123,6 +123,61 @@ def test_points_per_batch_does_not_matter(model: samrt.Model, picture: np.ndarra
     np.testing.assert_array_equal(one.scores, all_at_once.scores)
 
 
+def test_features_instead_of_a_picture(model: samrt.Model, picture: np.ndarray) -> None:
+    """Pictures of several sizes, encoded in one run."""
+    pictures = [picture, np.roll(picture, 9, axis=0)[:, :40], picture[:30]]
+    generator = AutomaticMaskGenerator(model, 3, **OPEN, box_nms_thresh=0.99)
+    together = [generator.segments(features) for features in model.encode(pictures)]
+    alone = [generator.segments(one) for one in pictures]
+    for one, other in zip(alone, together, strict=True):
+        assert len(one) > 1
+        assert one.image_hw == other.image_hw
+        np.testing.assert_array_equal(one.masks(), other.masks())
+        np.testing.assert_array_equal(one.scores, other.scores)
+    records = generator.generate(model.encode(pictures)[1])
+    assert [record["area"] for record in records] == alone[1].areas.tolist() != alone[0].areas.tolist()
+
+
+def test_features_that_cannot_be_searched(model: samrt.Model, picture: np.ndarray) -> None:
+    with pytest.raises(
+        ImageError, match=r"got: features of 2 pictures \| expected: of one \| fix: \[generator.segments"
+    ):
+        AutomaticMaskGenerator(model, 2).segments(model.encode([picture, picture]))
+    with pytest.raises(InputError, match=r"got: features, and crop_n_layers 1 .* fix: .*, or crop_n_layers=0"):
+        AutomaticMaskGenerator(model, 2, crop_n_layers=1).segments(model.encode(picture))
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [  # nine points, three candidates each; those of the second one have scores 0.9 to 0.903
+        ({**OPEN, "box_nms_thresh": 1.0}, (27, 0, 0, 0, 0)),
+        ({**OPEN, "pred_iou_thresh": 0.75}, (27, 18, 0, 0, 8)),
+        ({**OPEN, "pred_iou_thresh": 0.95}, (27, 27, 0, 0, 0)),
+        ({"pred_iou_thresh": 0.75, "stability_score_thresh": 0.5, "stability_score_offset": 130}, (27, 18, 9, 0, 0)),
+    ],
+)
+def test_what_became_of_the_candidates(
+    model: samrt.Model, picture: np.ndarray, options: dict[str, float], counts: tuple[int, ...]
+) -> None:
+    segments, dropped = AutomaticMaskGenerator(model, 3, **options).search(picture)
+    assert (
+        dropped.candidates,
+        dropped.below_pred_iou_thresh,
+        dropped.below_stability_score_thresh,
+        dropped.cut_off,
+        dropped.duplicates,
+    ) == counts
+    assert len(segments) == counts[0] - sum(counts[1:])
+
+
+def test_candidates_cut_off_by_crops(model: samrt.Model) -> None:
+    """Red everywhere: each of the four crops cuts its masks off, all of the whole picture's are one thing."""
+    red = np.full((96, 128, 3), (255, 0, 0), np.uint8)
+    segments, dropped = AutomaticMaskGenerator(model, 2, crop_n_layers=1, **OPEN).search(red)
+    assert len(segments) == 1
+    assert (dropped.candidates, dropped.cut_off, dropped.duplicates) == (5 * 12, 4 * 12, 11)
+
+
 def test_many_threads_one_generator(model: samrt.Model, picture: np.ndarray) -> None:
     generator = AutomaticMaskGenerator(model, 3, **OPEN)
     pictures = [np.roll(picture, 3 * shift, axis=1) for shift in range(6)]

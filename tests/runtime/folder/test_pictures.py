@@ -8,6 +8,7 @@ import pytest
 
 from samrt import InputError
 from samrt.folder.pictures import find_pictures
+from samrt.media import open_frames
 
 
 def test_names_do_not_collide(tmp_path: Path) -> None:
@@ -50,6 +51,14 @@ def test_what_is_no_source(tmp_path: Path) -> None:
         InputError, match=r"there is no picture in .* \| got: 1 other files \| expected: files .jpg, .jpeg"
     ):
         find_pictures(tmp_path, tmp_path / "out")
+
+
+def test_gifs_are_pictures_but_no_frames(folder: Path) -> None:
+    (folder / "3.GIF").touch()
+    found = find_pictures(folder, folder.parent / "out")
+    assert [picture.file_name for picture in found.pictures] == ["2.png", "3.GIF", "10.png", "sub/a.jpg"]
+    with open_frames(folder) as frames:
+        assert len(frames) == 2
 
 
 def test_links_to_folders_are_not_followed(folder: Path) -> None:
