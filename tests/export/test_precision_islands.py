@@ -20,7 +20,7 @@ from samrt_engines.tensors import TensorSpec
 from samrt_export.parity import reference_runs
 from samrt_export.precision import islands
 from samrt_export.precision.elements import node_key
-from samrt_export.precision.hazards import find_hazards
+from samrt_export.precision.hazards import LONG_STREAM, find_hazards
 from samrt_export.precision.islands import choose_islands
 from samrt_export.precision.narrow import choose, narrow_form, planned_forms
 from samrt_export.precision.ranges import measure_ranges
@@ -144,6 +144,47 @@ def test_the_set_is_the_smallest_of_its_neighbours() -> None:
     assert search.holds(kept)
     for node in kept:
         assert not search.holds(kept - {node}), node
+
+
+def stream_case(blocks: int) -> Case:
+    """A residual stream: each block adds a hundredth of it to it, every tenth through a move. Then a short one."""
+    rng, nodes, constants, stream = np.random.default_rng(0), [], {}, "x"
+    for i in range(blocks):
+        constants[f"w{i}"] = (rng.normal(size=32) / 100).astype(np.float32)
+        nodes.append(helper.make_node("Mul", [stream, f"w{i}"], [f"branch{i}"]))
+        nodes.append(helper.make_node("Add", [f"branch{i}", stream] if i % 2 else [stream, f"branch{i}"], [f"sum{i}"]))
+        stream = f"sum{i}"
+        if i % 10 == 9:
+            nodes.append(helper.make_node("Identity", [stream], [f"moved{i}"]))
+            stream = f"moved{i}"
+    constants["bias"] = rng.normal(size=32).astype(np.float32)
+    nodes.append(helper.make_node("Mul", [stream, "bias"], ["scaled"]))
+    nodes.append(helper.make_node("Add", ["scaled", "bias"], ["shifted"]))
+    nodes.append(helper.make_node("Add", ["scaled", "shifted"], ["y"]))
+    return hand_case(nodes, constants, 32, 32)
+
+
+@pytest.mark.parametrize("blocks", [LONG_STREAM - 1, LONG_STREAM, 40])
+def test_a_long_residual_stream_is_a_hazard(blocks: int) -> None:
+    case = stream_case(blocks)
+    hazards = find_hazards(case.model, measure_ranges(case.model, case.runs[0].feeds, "fp16"), "fp16")
+    streams = [hazard for hazard in hazards if "stream" in hazard.reason]
+    if blocks < LONG_STREAM:
+        assert not streams
+        return
+    (stream,) = streams
+    assert stream.nodes == tuple(f"node_sum{i}" for i in range(blocks))
+    assert (stream.op, stream.binding, stream.whole) == ("Add", False, True)
+
+
+def test_the_sums_of_a_deep_stream_stay_fp32_where_rounding_them_adds_up() -> None:
+    """400 roundings of a sum are an error of some 4e-3; no single one of them stands out."""
+    case = stream_case(400)
+    choice = choose_islands(case.model, case.spec, "fp16", case.runs)
+    assert choice.kept == {f"node_sum{i}": "a residual stream of 32 additions or more" for i in range(400)}
+    assert choice.error <= SHARE * NARROW_TOLERANCE["fp16"]
+    short = stream_case(100)  # long enough to be suspected, and harmless
+    assert choose_islands(short.model, short.spec, "fp16", short.runs).kept == {}
 
 
 def test_when_nothing_helps_the_error_names_the_first_node() -> None:

@@ -53,12 +53,14 @@ def choose_islands(model: onnx.ModelProto, spec: GraphSpec, precision: str, runs
     """Make the typed form of an fp32 graph with as few fp32 nodes as hold `SHARE` of the tolerance on every run.
 
     What `find_hazards` calls binding stays. Of the rest nothing, then everything is tried; what is not needed is dropped
-    again, group by group and then in halves; when all hazards do not suffice, the nodes that add most error join them.
+    again, group by group and then, but for groups that are one thing, in halves; when all hazards do not suffice, the nodes
+    that add most error join them.
     Of each run the first feeds serve: at its usual sizes a graph may not see all that it can, such as mask prompts.
     Raises ParityError, naming the first node that differs, when no set found within `MAX_TRIALS` holds the tolerance.
     """
-    search = _Search(model, spec, precision, runs)
     hazards = find_hazards(model, measure_ranges(model, [run.feeds[0] for run in runs], precision), precision)
+    whole = frozenset(frozenset(hazard.nodes) for hazard in hazards if hazard.whole)
+    search = _Search(model, spec, precision, runs, whole)
     reasons = {node: hazard.reason for hazard in hazards for node in hazard.nodes}
     binding = frozenset(node for hazard in hazards if hazard.binding for node in hazard.nodes)
     groups = [frozenset(hazard.nodes) for hazard in hazards if not hazard.binding]
@@ -84,6 +86,8 @@ class _Search:
     spec: GraphSpec
     precision: str
     runs: tuple[ReferenceRun, ...]
+    whole: frozenset[frozenset[str]] = frozenset()
+    """Groups that are not divided."""
     measured: dict[frozenset[str], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -150,7 +154,7 @@ class _Search:
             group = pending.pop(0)
             if self.holds(kept - group):
                 kept -= group
-            elif len(group) > 1:
+            elif len(group) > 1 and group not in self.whole:
                 nodes = sorted(group, key=lambda node: order[node])
                 half = len(nodes) // 2
                 pending += [frozenset(nodes[:half]), frozenset(nodes[half:])]
