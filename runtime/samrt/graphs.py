@@ -2,7 +2,8 @@
 
     image_encoder    a picture                       -> image tensors
     prompt_encoder   points, labels, mask            -> embeddings
-    mask_decoder     image tensors and embeddings    -> candidate masks, their scores, maybe an object score
+    mask_decoder     image tensors and embeddings    -> candidate masks, their scores, maybe an object score,
+                                                        maybe SAM-HQ's HQ mask alone
 
 The names of image tensors and embeddings are free: the decoder takes what the other two make.
 """
@@ -19,6 +20,8 @@ from samrt_engines.tensors import TensorSpec
 GRAPHS = IMAGE_ENCODER, PROMPT_ENCODER, MASK_DECODER = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 MASKS, SCORES, OBJECT_SCORES = "low_res_masks", "iou_predictions", "object_score_logits"
+HQ_MASKS = "low_res_hq_masks"
+"""Of SAM-HQ: (P, 1, h, w), what it adds to each of SAM's masks. A decoder without it cannot give it alone."""
 _NO_LIMIT = 1 << 30
 
 
@@ -55,6 +58,8 @@ def check_graphs(manifest: Manifest) -> None:
         _refuse("graphs.mask_decoder.outputs", f"{masks} and {scores}", f"the same {tokens} or more candidates in both")
     if any(spec.name == OBJECT_SCORES for spec in decoder.outputs):
         _check(MASK_DECODER, decoder.outputs, OBJECT_SCORES, ("float32",), (None, 1))
+    if any(spec.name == HQ_MASKS for spec in decoder.outputs):
+        _check(MASK_DECODER, decoder.outputs, HQ_MASKS, ("float32",), (None, 1, *numbers.masks.size_hw))
 
 
 def choose_form(graph: Graph, name: str, backend: str, device: str) -> Form:

@@ -59,6 +59,18 @@ def choose_candidates(
     return chosen
 
 
+def hq_candidates(logits: Float32Array, scores: Float32Array, numbers: MaskNumbers, *, multimask: bool) -> Candidates:
+    """The HQ mask alone as the one candidate of each prompt, as sam-hq's ``hq_token_only`` does.
+
+    logits: float32 (P, 1, h, w), the HQ mask; scores: float32 (P, T), of the decoder's candidates
+
+    It has no score of its own. Its score is that of the candidate it would have been added to: of the single one, or with
+    `multimask` the best of ``numbers.multi``.
+    """
+    asked = numbers.multi if multimask else numbers.single
+    return Candidates(logits, _take(scores, asked).max(axis=1, keepdims=True))
+
+
 def _best(scores: Float32Array, candidates: tuple[int, ...]) -> NDArray[np.intp]:
     """The best-scored of some candidates for each prompt; scores: (P, T) -> (P,)."""
     best: NDArray[np.intp] = np.array(candidates)[np.argmax(scores[:, candidates], axis=1)]

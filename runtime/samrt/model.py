@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from samrt.features import Features
 from samrt.flow import Flow, readable, rows
 from samrt.graphs import (
     GRAPHS,
+    HQ_MASKS,
     IMAGE_ENCODER,
     MASK_DECODER,
     MASKS,
@@ -30,7 +31,7 @@ from samrt.graphs import (
 )
 from samrt.images import Image, as_rgb_uint8
 from samrt.manifest import Manifest
-from samrt.masks import Candidates, choose_candidates, clean_masks
+from samrt.masks import Candidates, choose_candidates, clean_masks, hq_candidates
 from samrt.opening import OpenGraph, open_graph, open_plan_graphs
 from samrt.prompts import Prompts, to_tensors
 from samrt.result import Result
@@ -120,7 +121,9 @@ class Model(ClosesItself):
         # The tensors that link the graphs, and how much of each kind one run takes.
         self._image_tensors = [spec.name for spec in decoder.inputs if spec.name not in embeddings]
         self._inputs = [spec.name for spec in decoder.inputs]
-        self._outputs = [spec.name for spec in decoder.outputs if spec.name in (MASKS, SCORES, OBJECT_SCORES)]
+        made = {spec.name for spec in decoder.outputs}
+        self._gives_hq_masks = HQ_MASKS in made
+        self._scores = [name for name in (SCORES, OBJECT_SCORES) if name in made]
         self._most_images = largest(encoder, encoder.inputs[0].name, axis=0)
         self._absent_mask_hw = absent_mask_hw(bundle.manifest)
         self._most_points = largest(prompter, "point_coords", axis=1)
@@ -218,6 +221,7 @@ class Model(ClosesItself):
         fill_hole_area: float = 0,
         remove_sprinkle_area: float = 0,
         mask_threshold: float | None = None,
+        hq_token_only: bool = False,
     ) -> Result:
         """Answer P prompts with masks.
 
@@ -226,10 +230,13 @@ class Model(ClosesItself):
         image_index: use only this picture of the features
         fill_hole_area, remove_sprinkle_area: largest holes to fill and specks to remove, in low-res pixels; 0 is off
         mask_threshold: where a logit becomes mask; None is the model's own
+        hq_token_only: of SAM-HQ models: the HQ mask alone, where they otherwise give it added to SAM's. One for each prompt,
+            with the score of SAM's single mask, or with `multimask` of the best of several
 
         returns: `Result`; more prompts than the model takes at once run in parts, with the same answer
         Raises PromptError for prompts that do not fit the pictures or the model, ImageError for features of another
-        model, BackendError when the backend fails or the model is closed.
+        model, InputError for hq_token_only of a model that cannot, BackendError when the backend fails or the model is
+        closed.
         """
         if features.model_digest != self.digest:
             raise ImageError(
@@ -244,7 +251,9 @@ class Model(ClosesItself):
         threshold = numbers.masks.threshold if mask_threshold is None else float(mask_threshold)
         _check_options(features, prompts, threshold, fill_hole_area, remove_sprinkle_area)
         frames = tuple(Frame(hw, numbers.image) for hw in features.image_hw)
-        candidates, object_scores = self._decode_all(features, prompts, frames, multimask)
+        if hq_token_only and not self._gives_hq_masks:
+            self._refuse_hq_masks()
+        candidates, object_scores = self._decode_all(features, prompts, frames, multimask, hq_token_only)
         clamp = np.float32(numbers.masks.logits_clamp)
         return Result(
             scores=candidates.scores,
@@ -286,13 +295,14 @@ class Model(ClosesItself):
         return {spec.name: inputs[0][None] if len(inputs) == 1 else np.stack(inputs)}
 
     def _decode_all(
-        self, features: Features, prompts: Prompts, frames: tuple[Frame, ...], multimask: bool
+        self, features: Features, prompts: Prompts, frames: tuple[Frame, ...], multimask: bool, hq_token_only: bool
     ) -> tuple[Candidates, NDArray[np.float32]]:
         """Run the prompts through prompt encoder and mask decoder, in parts where there are too many for one run."""
         numbers = self.manifest.numbers
         tensors = to_tensors(prompts, frames, numbers.prompts, self._most_points, self._absent_mask_hw)
         images = features.feeds(self._flow.place(MASK_DECODER))
         most = self._most_prompts if len(features) == 1 else self._most_pairs
+        masks, choose = (HQ_MASKS, hq_candidates) if hq_token_only else (MASKS, choose_candidates)
         chosen: list[Candidates] = []
         object_scores: list[NDArray[np.float32]] = []
         for start in range(0, len(prompts), most):
@@ -300,12 +310,21 @@ class Model(ClosesItself):
             known = self._flow.run_device(PROMPT_ENCODER, {name: tensor[part] for name, tensor in tensors.items()})
             for name, tensor in images.items():
                 known[name] = tensor if len(features) == 1 else rows(tensor, start, start + most)
-            outputs = self._flow.run(MASK_DECODER, {name: known[name] for name in self._inputs}, self._outputs)
-            chosen.append(choose_candidates(outputs[MASKS], outputs[SCORES], numbers.masks, multimask=multimask))
+            feeds = {name: known[name] for name in self._inputs}
+            outputs = self._flow.run(MASK_DECODER, feeds, [masks, *self._scores])
+            chosen.append(choose(outputs[masks], outputs[SCORES], numbers.masks, multimask=multimask))
             assumed = np.full((len(outputs[SCORES]), 1), _OBJECT_ASSUMED, np.float32)
             object_scores.append(outputs.get(OBJECT_SCORES, assumed)[:, 0])
         logits = _joined([one.logits for one in chosen])
         return Candidates(logits, _joined([one.scores for one in chosen])), _joined(object_scores)
+
+    def _refuse_hq_masks(self) -> NoReturn:
+        raise InputError(
+            f"{self.manifest.source.model}: this bundle cannot give the HQ mask alone",
+            got=f"hq_token_only, of a mask_decoder without the output {HQ_MASKS}",
+            expected="a bundle of SAM-HQ or Light HQ-SAM (sam-hq-vit-b, -l, -h, -tiny) that has it; older ones do not",
+            fix="leave hq_token_only out; or export one of these models, once more if need be: samrt export sam-hq-vit-b",
+        )
 
 
 def _open_all(names: Sequence[str], open_one: Callable[[str], OpenGraph]) -> dict[str, OpenGraph]:

@@ -26,6 +26,7 @@ class ImagePredictor:
     Argument names, order, defaults, shapes and return order are those of ``SAM2ImagePredictor``. Where it differs:
 
     - masks are bool, as ``SamPredictor``'s; upstream returns 0.0 and 1.0 as float32. Logits are float32 in both
+    - ``hq_token_only`` of sam-hq's ``SamPredictor`` comes last, by name
     - arrays are numpy's, also from `get_image_embedding`
     - mistakes raise an error of samrt's tree: no prompt, a point far outside the picture, no picture set
     """
@@ -70,6 +71,8 @@ class ImagePredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
         normalize_coords: bool = True,
+        *,
+        hq_token_only: bool = False,
     ) -> Prediction:
         """Predict masks for the picture of `set_image`.
 
@@ -80,14 +83,15 @@ class ImagePredictor:
         multimask_output: several candidates, or a single one
         return_logits: masks as float32 logits, before the threshold
         normalize_coords: False when coordinates are in 0..1 already
+        hq_token_only: of SAM-HQ models the HQ mask alone, see `Model.decode`; C is then 1
 
         returns: masks bool (C, H, W), scores float32 (C,), low-res logits float32 (C, h, w); for P > 1 prompts, each
             with a leading P
-        Raises PromptError; ImageError when there is no picture.
+        Raises PromptError; ImageError when there is no picture; InputError for hq_token_only of a model that cannot.
         """
         features = self._stored(batch=False)
         prompts = Prompts(point_coords, point_labels, box, mask_input)
-        return self._predict(features, prompts, multimask_output, return_logits, normalize_coords)
+        return self._predict(features, prompts, multimask_output, return_logits, normalize_coords, hq_token_only)
 
     def predict_batch(
         self,
@@ -98,6 +102,8 @@ class ImagePredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
         normalize_coords: bool = True,
+        *,
+        hq_token_only: bool = False,
     ) -> tuple[list[NDArray[Any]], list[Float32Array], list[Float32Array]]:
         """Predict masks for each picture of `set_image_batch`: `predict`, with one entry per picture in every list."""
         features = self._stored(batch=True)
@@ -112,7 +118,9 @@ class ImagePredictor:
         predictions = []
         for index, one in enumerate(features):
             prompts = Prompts(*(None if batch is None else batch[index] for batch in batches))
-            predictions.append(self._predict(one, prompts, multimask_output, return_logits, normalize_coords))
+            predictions.append(
+                self._predict(one, prompts, multimask_output, return_logits, normalize_coords, hq_token_only)
+            )
         masks, scores, logits = zip(*predictions, strict=True)
         return list(masks), list(scores), list(logits)
 
@@ -150,6 +158,7 @@ class ImagePredictor:
         multimask: bool,
         return_logits: bool,
         normalize_coords: bool,
+        hq_token_only: bool,
     ) -> Prediction:
         if not normalize_coords:
             height, width = features.image_hw[0]
@@ -161,6 +170,7 @@ class ImagePredictor:
             fill_hole_area=self.max_hole_area,
             remove_sprinkle_area=self.max_sprinkle_area,
             mask_threshold=self.mask_threshold,
+            hq_token_only=hq_token_only,
         )
         masks = result.upscaled_logits() if return_logits else result.masks
         if len(result) == 1:

@@ -105,8 +105,12 @@ def oracle_masks(
     boxes: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     multimask: bool = True,
+    **options: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """points (P, N, 2), labels (P, N), boxes (P, 4) in pixels, mask (h, w) -> bool (P, C, H, W), scores (P, C)."""
+    """points (P, N, 2), labels (P, N), boxes (P, 4) in pixels, mask (h, w) -> bool (P, C, H, W), scores (P, C).
+
+    options: further arguments of the oracle
+    """
     hw = (image.shape[0], image.shape[1])
     size = oracle.config.prompt_encoder_config.image_size
     height, width = content_hw(hw, size)
@@ -121,6 +125,6 @@ def oracle_masks(
     if mask is not None:
         feeds["input_masks"] = torch.from_numpy(mask)[None, None]
     with torch.inference_mode():
-        out = oracle(pixel_values=preprocess(image, size), multimask_output=multimask, **feeds)
+        out = oracle(pixel_values=preprocess(image, size), multimask_output=multimask, **feeds, **options)
         full = picture_logits(out.pred_masks[0], hw, size)
     return (full > 0).numpy(), out.iou_scores[0].numpy()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from full_size import check_full_size
+from full_size import answer_once, check_full_size
 from safetensors.torch import save_file
 from sam_oracle import decoder_numbers, oracle_masks, preprocess, prompt_config, vision_config
 from test_sam2_oracle import picture, prompt_kinds
@@ -108,8 +108,13 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def logits(module: SamHq, model: str, oracle: SamHQModel, multimask: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ours and theirs of two clicks on a picture: logits (C, h, w) and scores (C,) each, the best first."""
+def logits(
+    module: SamHq, model: str, oracle: SamHQModel, multimask: bool, hq_token_only: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ours and theirs of two clicks on a picture: logits (C, h, w) and scores (C,) each, the best first.
+
+    hq_token_only: the HQ mask alone, (1, h, w), and still all scores
+    """
     specs = {spec.name: spec for spec in FAMILY.graphs(module, model)}
     image, size = picture((200, 300)), module.config.image_size
     pixels = preprocess(image, size)
@@ -120,16 +125,18 @@ def logits(module: SamHq, model: str, oracle: SamHQModel, multimask: bool) -> tu
     no_mask = np.zeros((1, 1, 4, 4), np.float32), np.zeros(1, np.float32)
     tokens = run(specs["prompt_encoder"], dict(zip(names(specs["prompt_encoder"]), (*padded, *no_mask), strict=True)))
     with torch.inference_mode():
-        masks, scores = specs["mask_decoder"].module(*maps, *tokens)
+        masks, scores, hq_masks = specs["mask_decoder"].module(*maps, *tokens)
         theirs = oracle(
             pixel_values=pixels,
             input_points=torch.from_numpy(points)[None],
             input_labels=torch.from_numpy(labels).long()[None],
             multimask_output=multimask,
+            hq_token_only=hq_token_only,
         )
     masks, scores = (masks[0, 1:], scores[0, 1:]) if multimask else (masks[0, :1], scores[0, :1])
     order = scores.argsort(descending=True)  # which is how transformers gives them
-    return masks[order], scores[order], theirs.pred_masks[0, 0], theirs.iou_scores[0, 0]
+    ours = hq_masks[0] if hq_token_only else masks[order]
+    return ours, scores[order], theirs.pred_masks[0, 0], theirs.iou_scores[0, 0]
 
 
 def names(spec: GraphSpec) -> list[str]:
@@ -137,9 +144,11 @@ def names(spec: GraphSpec) -> list[str]:
     return [tensor.name for tensor in spec.inputs]
 
 
+@pytest.mark.parametrize("hq_token_only", [False, True])
 @pytest.mark.parametrize("multimask", [True, False])
-def test_logits_equal_the_repaired_oracle(toy: SamHq, multimask: bool, repaired: None) -> None:
-    masks, scores, their_masks, their_scores = logits(toy, TOY, hf_model(toy, TOY), multimask)
+def test_logits_equal_the_repaired_oracle(toy: SamHq, multimask: bool, hq_token_only: bool, repaired: None) -> None:
+    masks, scores, their_masks, their_scores = logits(toy, TOY, hf_model(toy, TOY), multimask, hq_token_only)
+    assert masks.shape == their_masks.shape
     assert their_masks.std() > 0.1
     torch.testing.assert_close(masks, their_masks, rtol=0, atol=2e-5 * max(1.0, their_masks.abs().max().item()))
     torch.testing.assert_close(scores, their_scores, rtol=1e-5, atol=1e-5)
@@ -161,6 +170,35 @@ def test_masks_equal_the_repaired_oracle(
     with samrt.load(exported.path, threads=1) as model:
         for kind, prompts in prompt_kinds(1, hw, 64).items():
             assert compare(model, oracle, picture(hw), prompts) >= 0.999, kind
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("hw", [(120, 400), (300, 90)])
+def test_the_hq_mask_alone_equals_the_repaired_oracle(
+    exported: ExportReport, toy: SamHq, hw: tuple[int, int], multimask: bool, repaired: None
+) -> None:
+    """One mask for each prompt; several scores in the oracle, of which upstream's is the best."""
+    oracle, image = hf_model(toy, TOY), picture(hw)
+    with samrt.load(exported.path, threads=1) as model:
+        features = model.encode(image)
+        for kind, prompts in prompt_kinds(2, hw, 64).items():
+            result = model.decode(features, samrt.Prompts(**prompts), multimask, hq_token_only=True)
+            masks, scores = oracle_masks(oracle, image, **prompts, multimask=multimask, hq_token_only=True)
+            np.testing.assert_allclose(result.scores, scores.max(axis=1, keepdims=True), atol=1e-3)
+            assert result.masks.shape == masks.shape == (2, 1, *hw)
+            assert min(iou(a, b) for a, b in zip(result.masks[:, 0], masks[:, 0], strict=True)) >= 0.999, kind
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_the_hq_mask_alone_is_another_mask(exported: ExportReport, multimask: bool) -> None:
+    """Than the one it is added to, by the same prompt, which carries the same score."""
+    with samrt.load(exported.path, threads=1) as model:
+        features = model.encode(picture((120, 400)))
+        for prompts in prompt_kinds(2, (120, 400), 64).values():
+            sums = model.decode(features, samrt.Prompts(**prompts), multimask).best()
+            alone = model.decode(features, samrt.Prompts(**prompts), multimask, hq_token_only=True)
+            np.testing.assert_array_equal(alone.scores, sums.scores)
+            assert max(iou(a, b) for a, b in zip(alone.masks[:, 0], sums.masks[:, 0], strict=True)) < 0.98
 
 
 def compare(model: samrt.Model, oracle: Any, image: np.ndarray, prompts: dict[str, Any]) -> float:
@@ -281,6 +319,7 @@ def test_full_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert isinstance(module, SamHq)
         oracle, image = hf_model(module, name), picture((720, 1280))
         del module
+        oracle.vision_encoder.forward = answer_once(oracle.vision_encoder.forward)
         kinds = prompt_kinds(1, (720, 1280), 256)
         return {kind: compare(model, oracle, image, prompts) for kind, prompts in kinds.items()}
 

@@ -226,6 +226,23 @@ def model(tmp_path_factory: pytest.TempPathFactory, write_bundle: Callable[..., 
 
 
 @pytest.fixture(scope="session")
+def hq_bundle_path(
+    tmp_path_factory: pytest.TempPathFactory, models: dict[str, bytes], write_bundle: Callable[..., Path]
+) -> Path:
+    """The fake model with what SAM-HQ's decoder gives besides: an HQ mask, mean red of the pixel + mask prompt. Read only."""
+    decoder = onnx.load_from_string(models["mask_decoder"])
+    decoder.graph.node.append(helper.make_node("Add", ["red", "dense_embeddings"], ["low_res_hq_masks"]))
+    shape = ["prompts", 1, MASK, MASK]
+    decoder.graph.output.append(helper.make_tensor_value_info("low_res_hq_masks", FLOAT, shape))
+    manifest = _manifest(models | {"mask_decoder": decoder.SerializeToString()})
+    output = {"name": "low_res_hq_masks", "dtype": "float32", "shape": shape}
+    manifest["graphs"]["mask_decoder"]["outputs"].append(output)
+    folder = write_bundle(tmp_path_factory.mktemp("hq") / "bundle", manifest)
+    (folder / "mask_decoder.onnx").write_bytes(decoder.SerializeToString())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def picture() -> np.ndarray:
     """uint8 (48, 64, 3): a red square at rows 12..35, columns 16..47, on black."""
     image = np.zeros((48, 64, 3), np.uint8)

@@ -43,6 +43,21 @@ def test_segment_writes_the_models_mask(bundle_path: Path, picture_path: Path, p
     assert report["prompts"][0]["score"] == pytest.approx(float(expected.scores[0, 0]))
 
 
+@pytest.mark.parametrize("options", [[], ["--single"]])
+def test_segment_writes_the_hq_mask_alone(
+    hq_bundle_path: Path, picture_path: Path, picture: np.ndarray, options: list[str]
+) -> None:
+    out = picture_path.with_name("mask.npy")
+    arguments = ("--point", "32,24", "--hq-token-only", *options, "-o", out, "--json")
+    result = run("segment", picture_path, "-b", hq_bundle_path, *arguments)
+    assert result.exit_code == 0, result.output
+    with samrt.load(hq_bundle_path) as model:
+        prompts = samrt.Prompts(points=[[32, 24]], labels=[1])
+        expected = model.decode(model.encode(picture), prompts, not options, hq_token_only=True)
+    np.testing.assert_array_equal(np.load(out), expected.masks[:, 0])
+    assert json.loads(result.stdout)["prompts"][0]["score"] == pytest.approx(float(expected.scores[0, 0]))
+
+
 @pytest.mark.parametrize(("kind", "channels"), [("overlay", 3), ("mask", 1), ("cutout", 4)])
 def test_segment_formats(bundle_path: Path, picture_path: Path, kind: str, channels: int) -> None:
     out = picture_path.with_name("out.png")
@@ -77,6 +92,8 @@ def test_a_mask_picture_is_a_prompt(bundle_path: Path, picture_path: Path) -> No
         (["--point", "1,1", "--box", "1,1,2,2", "--box", "3,3,4,4"], "several boxes"),
         ([], "prompt"),
         (["--point", "1,1", "--format", "gif"], "unknown --format"),
+        (["--point", "1,1", "--hq-token-only"], "cannot give the HQ mask alone"),
+        (["--boxes", "boxes.json", "--hq-token-only"], "--boxes with --hq-token-only"),
     ],
 )
 def test_segment_refuses(bundle_path: Path, picture_path: Path, arguments: list[str], message: str) -> None:

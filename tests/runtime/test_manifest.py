@@ -192,6 +192,7 @@ def test_a_huge_manifest_is_not_parsed() -> None:
         ("graphs.mask_decoder.inputs.0.name", "embedding", "graphs.mask_decoder.inputs | got: embedding"),
         ("graphs.mask_decoder.outputs.0.shape.1", 3, "the same 4 or more candidates in both"),
         ("graphs.mask_decoder.outputs.2.shape.1", 3, "expected: 'object_score_logits': float32 (any, 1)"),
+        ("graphs.mask_decoder.outputs.2.name", "low_res_hq_masks", "'low_res_hq_masks': float32 (any, 1, 16, 16)"),
         ("numbers.masks.multi", [1, 2, 4], "the same 5 or more candidates in both"),
         ("numbers.masks.size_hw", [32, 32], "expected: 'low_res_masks': float32 (any, any, 32, 32)"),
     ],

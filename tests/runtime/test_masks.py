@@ -14,6 +14,7 @@ from samrt.masks import (
     choose_candidates,
     clean_masks,
     fill_holes,
+    hq_candidates,
     remove_sprinkles,
     stability_scores,
     upscale_logits,
@@ -80,6 +81,21 @@ def test_without_a_rule_an_unstable_mask_stays() -> None:
     numbers = dataclasses.replace(NUMBERS, stability=None)
     chosen = choose_candidates(logits * np.float32(0), scores, numbers, multimask=False)
     assert chosen.scores.tolist() == scores[:, :1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("multimask", "single", "wanted"),
+    [(True, (0,), [0.9, 0.8]), (False, (0,), [0.1, 0.95]), (False, (1, 2), [0.9, 0.8])],
+)
+def test_the_hq_mask_has_the_score_of_what_was_asked_for(
+    multimask: bool, single: tuple[int, ...], wanted: list[float]
+) -> None:
+    planes = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 1, 8, 8) / 1000  # unstable: no rule gives way here
+    scores = np.array([[0.1, 0.5, 0.9, 0.7], [0.95, 0.8, 0.3, 0.7]], np.float32)
+    numbers = dataclasses.replace(NUMBERS, single=single)
+    chosen = hq_candidates(planes, scores, numbers, multimask=multimask)
+    np.testing.assert_array_equal(chosen.logits, planes)
+    np.testing.assert_array_equal(chosen.scores, np.array(wanted, np.float32)[:, None])
 
 
 def test_stability_scores() -> None:

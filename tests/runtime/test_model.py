@@ -284,6 +284,53 @@ def test_a_decoder_without_object_scores(
         assert plain.decode(plain.encode(picture), CLICK).object_scores.tolist() == [10]
 
 
+@pytest.mark.parametrize(("multimask", "score"), [(True, 0.9), (False, 0.5)])
+def test_the_hq_mask_alone(
+    model: Model, hq_bundle_path: Path, picture: np.ndarray, multimask: bool, score: float
+) -> None:
+    """One for each prompt, in parts as any; and the usual candidates are what they are without it."""
+    points = np.linspace([2, 2], [60, 40], 7)[:, None]
+    prompts, seen = Prompts(points=points, labels=np.ones((7, 1))), redness(model, picture)
+    with samrt.load(hq_bundle_path, threads=1) as hq:
+        features = hq.encode(picture)
+        result = hq.decode(features, prompts, multimask, hq_token_only=True)
+        usual = hq.decode(features, prompts, multimask)
+    assert result.masks.shape == (7, 1, 48, 64)
+    np.testing.assert_allclose(result.mask_logits, np.broadcast_to(seen, (7, 1, 16, 16)), atol=1e-3)
+    np.testing.assert_allclose(result.scores[:, 0], score + 1e-4 * points[:, 0, 0] / 2, atol=1e-6)
+    np.testing.assert_array_equal(result.object_scores, usual.object_scores)
+    plain = model.decode(model.encode(picture), prompts, multimask)
+    np.testing.assert_array_equal(usual.mask_logits, plain.mask_logits)
+    np.testing.assert_array_equal(usual.scores, plain.scores)
+
+
+def test_only_the_masks_that_are_asked_for_are_fetched(
+    hq_bundle_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[list[str]] = []
+    with samrt.load(hq_bundle_path, backend="onnxruntime", device="cpu") as hq:
+        features, executor = hq.encode(picture), type(hq.executors["mask_decoder"])
+        run = executor.run
+
+        def spy(self: Any, feeds: Any, outputs: Any = None) -> Any:
+            fetched.append(list(outputs or []))
+            return run(self, feeds, outputs)
+
+        monkeypatch.setattr(executor, "run", spy)
+        hq.decode(features, CLICK)
+        hq.decode(features, CLICK, hq_token_only=True)
+    others = ["iou_predictions", "object_score_logits"]
+    assert [names for names in fetched if others[0] in names] == [
+        ["low_res_masks", *others],
+        ["low_res_hq_masks", *others],
+    ]
+
+
+def test_a_model_without_an_hq_mask_says_which_have_one(model: Model, picture: np.ndarray) -> None:
+    with pytest.raises(samrt.InputError, match=r"redness: this bundle cannot give the HQ mask .*\(sam-hq-vit-b, -l"):
+        model.decode(model.encode(picture), CLICK, hq_token_only=True)
+
+
 def test_many_threads_one_model(model: Model, picture: np.ndarray) -> None:
     def work(index: int) -> np.ndarray:
         image = np.roll(picture, index, axis=1)

@@ -1,10 +1,11 @@
 import inspect
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from samrt import ImageError, ImagePredictor, Model, PromptError, Prompts
+from samrt import ImageError, ImagePredictor, Model, PromptError, Prompts, load
 
 POINT, LABEL, BOX = np.array([[32, 24]]), np.array([1]), np.array([10, 10, 50, 40])
 
@@ -17,16 +18,19 @@ def predictor(model: Model, picture: np.ndarray) -> ImagePredictor:
 
 
 def test_arguments_are_those_of_upstream() -> None:
-    """Names, order and defaults of SAM2ImagePredictor."""
+    """Names, order and defaults of SAM2ImagePredictor; and behind them, by name alone, what sam-hq's has besides."""
 
     def arguments(method: object) -> dict[str, object]:
         return {name: p.default for name, p in list(inspect.signature(method).parameters.items())[1:]}
 
     flags = {"multimask_output": True, "return_logits": False, "normalize_coords": True}
     prompts = ("point_coords", "point_labels", "box", "mask_input")
-    assert list(arguments(ImagePredictor.predict).items()) == [*dict.fromkeys(prompts).items(), *flags.items()]
+    hq = [("hq_token_only", False)]
+    assert list(arguments(ImagePredictor.predict).items()) == [*dict.fromkeys(prompts).items(), *flags.items(), *hq]
     batch = {f"{name}_batch": None for name in prompts}
-    assert list(arguments(ImagePredictor.predict_batch).items()) == [*batch.items(), *flags.items()]
+    assert list(arguments(ImagePredictor.predict_batch).items()) == [*batch.items(), *flags.items(), *hq]
+    for method in (ImagePredictor.predict, ImagePredictor.predict_batch):
+        assert inspect.signature(method).parameters["hq_token_only"].kind is inspect.Parameter.KEYWORD_ONLY
     assert list(arguments(ImagePredictor.__init__).items()) == [
         ("model", inspect.Parameter.empty),
         ("mask_threshold", None),
@@ -53,6 +57,25 @@ def test_single_mask_and_logits(predictor: ImagePredictor) -> None:
     values, _, _ = predictor.predict(POINT, LABEL, multimask_output=False, return_logits=True)
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values > 0, masks)
+
+
+def test_the_hq_mask_alone(hq_bundle_path: Path, picture: np.ndarray) -> None:
+    prompts = Prompts(POINT, LABEL)
+    with load(hq_bundle_path, threads=1) as model:
+        predictor = ImagePredictor(model)
+        predictor.set_image(picture)
+        masks, scores, logits = predictor.predict(POINT, LABEL, hq_token_only=True)
+        predictor.set_image_batch([picture, 255 - picture])
+        batch = predictor.predict_batch([POINT] * 2, [LABEL] * 2, multimask_output=False, hq_token_only=True)
+        expected = [
+            model.decode(model.encode(one), prompts, multimask, hq_token_only=True)
+            for one, multimask in ((picture, True), (picture, False), (255 - picture, False))
+        ]
+    assert (masks.shape, scores.shape, logits.shape) == ((1, 48, 64), (1,), (1, 16, 16))
+    answers = ((masks, scores, logits), *zip(*batch, strict=True))
+    for answer, result in zip(answers, expected, strict=True):
+        for mine, theirs in zip(answer, (result.masks, result.scores, result.logits), strict=True):
+            np.testing.assert_array_equal(mine, theirs[0])
 
 
 def test_several_prompts_keep_their_axis(predictor: ImagePredictor) -> None:

@@ -22,7 +22,7 @@ from samrt_export.blocks.two_way import ImageProjections
 
 
 class HqMaskDecoder(SamMaskDecoder):
-    """Candidate k is SAM's mask k with the HQ mask added, logit by logit; the scores are SAM's.
+    """Candidate k is SAM's mask k with the HQ mask added, logit by logit; the scores are SAM's. The HQ mask alone comes last.
 
     Upstream answers a request for several masks with one, the best of 1 to 3; choosing is the runtime's here.
     """
@@ -56,14 +56,18 @@ class HqMaskDecoder(SamMaskDecoder):
 
     def predict_as_upstream(
         self, image: Tensor, position: Tensor, sparse: Tensor, hq_features: Tensor, hw: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """`SamMaskDecoder.forward` with hq_features: (P or 1, hw * 16, C/8), from `hq_features`."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`SamMaskDecoder.forward` with hq_features: (P or 1, hw * 16, C/8), from `hq_features`.
+
+        returns: logits (P, M, 4h, 4w), scores (P, M), the HQ mask's logits (P, 1, 4h, 4w)
+        """
         tokens, keys = self.attend(image, position, sparse)
         upscaled = map_from_nested(self.upscale(keys), hw)  # (P, C/8, 4h, 4w)
         refined = self.embedding_maskfeature(upscaled) + map_from_nested(hq_features.unflatten(1, (-1, 16)), hw)
         filters, hq_filter = self._filters(tokens)
-        masks = filters @ upscaled.flatten(2) + hq_filter @ refined.flatten(2)  # (P, M, 16hw)
-        return masks.unflatten(2, upscaled.shape[2:]), self.iou_prediction_head(tokens[:, 0])
+        hq_masks = (hq_filter @ refined.flatten(2)).unflatten(2, upscaled.shape[2:])  # (P, 1, 4h, 4w)
+        masks = (filters @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])  # (P, M, 4h, 4w)
+        return masks + hq_masks, self.iou_prediction_head(tokens[:, 0]), hq_masks
 
     def predict(
         self,
@@ -74,7 +78,7 @@ class HqMaskDecoder(SamMaskDecoder):
         hw: tuple[int, int],
         projected: ImageProjections | None = None,
         folded: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The same with less to compute.
 
         Of what ``embedding_maskfeature`` makes of a prompt, one filter is all that is read: it is multiplied into the last
@@ -85,8 +89,8 @@ class HqMaskDecoder(SamMaskDecoder):
         filters, hq_filter = self._filters(tokens)
         plain = filters @ upscaled.flatten(1, 2).transpose(1, 2)  # (P, M, hw * 16)
         of_image = (hq_features @ hq_filter.transpose(1, 2)).transpose(1, 2)  # (P, 1, hw * 16)
-        masks = raster_from_nested(plain + of_image, hw) + self._refined(map_from_nested(upscaled, hw), hq_filter)
-        return masks, self.iou_prediction_head(tokens[:, 0])
+        hq_masks = raster_from_nested(of_image, hw) + self._refined(map_from_nested(upscaled, hw), hq_filter)
+        return raster_from_nested(plain, hw) + hq_masks, self.iou_prediction_head(tokens[:, 0]), hq_masks
 
     def _filters(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens: (P, 1 + M + 1 + N, C) -> (P, M, C/8) and the HQ mask's (P, 1, C/8)."""

@@ -221,6 +221,15 @@ class TwoWayTransformer(nn.Module):
         assert isinstance(layer, TwoWayAttentionBlock)
         return layer
 
+    def projections_with(self, known: tuple[Tensor, Tensor, Tensor], dense: Tensor) -> ImageProjections:
+        """What the first layer makes of an image with a dense prompt added to it.
+
+        known: what it makes of the image alone, (B, heads, HW, d) each in the order of `ImageProjections`
+        dense: (P, HW or 1, C)
+        """
+        changes = self.first_layer.project_change(dense)
+        return ImageProjections(*(a + b for a, b in zip(known, changes, strict=True)))
+
     def forward(
         self,
         keys: Tensor,

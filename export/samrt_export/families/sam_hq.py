@@ -5,7 +5,8 @@ The graphs are those of families/sam with one more tensor, which the image encod
 that the decoder's graph is the same for every encoder.
 
 Candidate k of ``low_res_masks`` is SAM's mask k and the HQ mask, added; ``iou_predictions`` are SAM's. Upstream answers a
-request for several masks with the best of 1 to 3 alone; here all of them come out.
+request for several masks with the best of 1 to 3 alone; here all of them come out. The decoder's further output
+``low_res_hq_masks`` (P, 1, S/4, S/4) is the HQ mask alone, which upstream gives for ``hq_token_only``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -24,8 +26,8 @@ from samrt_export.blocks.vit import ImageEncoderVit, VitConfig
 from samrt_export.families import mobile_sam, sam
 from samrt_export.families.sam.hugging_face import official_from_hf as sam_official_from_hf
 from samrt_export.families.sam.model import Sam
-from samrt_export.families.sam.modules import ImageEncoderGraph, changed_projections
-from samrt_export.families.sam.specs import encoder_forms, prompted_graphs, prompted_numbers
+from samrt_export.families.sam.modules import ImageEncoderGraph
+from samrt_export.families.sam.specs import encoder_forms, folded_and_plain, prompted_graphs, prompted_numbers
 from samrt_export.registry import Family, Form, GraphSpec
 
 _HUB = {"b": "base", "l": "large", "h": "huge"}
@@ -127,8 +129,8 @@ class MaskDecoderReference(nn.Module):
         hq_features: Tensor,
         sparse: Tensor,
         dense: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """See the table of families/sam."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See the table of families/sam; and the HQ mask alone."""
         model = self.model
         position, hw = model.prompt_encoder.dense_position(), (model.config.embed_size,) * 2
         return model.hq_decoder.predict_as_upstream(image_embed + dense, position, sparse, hq_features, hw)
@@ -155,9 +157,9 @@ class MaskDecoderGraph(nn.Module):
         hq_features: Tensor,
         sparse: Tensor,
         dense: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """See the table of families/sam."""
-        projected = changed_projections(self.decoder.transformer, (image_queries, image_keys, image_values), dense)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See the table of families/sam; and the HQ mask alone."""
+        projected = self.decoder.transformer.projections_with((image_queries, image_keys, image_values), dense)
         image = image_embed + dense
         return self.decoder.predict(image, self.position, sparse, hq_features, self.hw, projected, self.folded)
 
@@ -186,18 +188,17 @@ def randomize(module: nn.Module, seed: int) -> None:
 def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
     """All graphs of a loaded model, in the order in which a self-test runs them."""
     assert isinstance(module, SamHq)
-    hw, dim = module.config.embed_size**2, module.config.d_model
-    return prompted_graphs(
+    hw, dim, mask = module.config.embed_size**2, module.config.d_model, module.config.mask_size
+    *others, decoder = prompted_graphs(
         module,
         ImageEncoderReference(module).eval(),
         tuple(Form(HqImageEncoderGraph(module, form).eval(), targets) for form, targets in _encoders(module)),
         MaskDecoderReference(module).eval(),
-        (
-            Form(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu", "openvino")),
-            Form(MaskDecoderGraph(module).eval()),
-        ),
+        folded_and_plain(partial(MaskDecoderGraph, module)),
         (TensorSpec("hq_features", "float32", ("images", 16 * hw, dim // 8)),),
     )
+    hq_masks = TensorSpec("low_res_hq_masks", "float32", ("prompts", 1, mask, mask))
+    return *others, replace(decoder, outputs=(*decoder.outputs, hq_masks))
 
 
 def _encoders(module: SamHq) -> list[tuple[nn.Module, tuple[str, ...]]]:

@@ -47,6 +47,9 @@ def segment(
     mask: Annotated[Path | None, typer.Option(help="Mask prompt: .npy of low-res logits, or a picture.")] = None,
     boxes: Annotated[Path | None, typer.Option(help="A detector's boxes, as samrt.detections describes them.")] = None,
     single: Annotated[bool, typer.Option("--single", help="One candidate instead of the best of several.")] = False,
+    hq_token_only: Annotated[
+        bool, typer.Option("--hq-token-only", help="Of SAM-HQ: the HQ mask alone, not added to SAM's.")
+    ] = False,
     output_format: Annotated[
         list[str] | None, typer.Option("--format", help="overlay, mask or cutout. With --boxes coco, png, masks.")
     ] = None,
@@ -69,6 +72,8 @@ def segment(
     if boxes is not None:
         if point or box or mask:
             raise PromptError("--boxes with other prompts", got="--point, --box or --mask", expected="--boxes alone")
+        if hq_token_only:
+            raise InputError("--boxes with --hq-token-only", got="both", expected="--box, of one picture")
         formats = tuple(output_format or ("coco", "png"))
 
         def run(report: Callable[[str, int, int], None]) -> JobReport:
@@ -95,8 +100,11 @@ def segment(
                 progress("encoding", 1, 3)
                 features = model.encode(picture)
                 progress("decoding", 2, 3)
-                answer = _decoded(model.decode(features, prompts, multimask=not single).best())
+                result = model.decode(features, prompts, multimask=not single, hq_token_only=hq_token_only)
+                answer = _decoded(result.best())
             else:
+                if hq_token_only:
+                    raise InputError("this model proposes masks", got="--hq-token-only", expected="a model of SAM-HQ")
                 progress("proposing", 1, 3)
                 answer = _chosen(model, picture, prompts)
     write_whole(out, _rendered(out, kind, picture, prompts, answer.masks))

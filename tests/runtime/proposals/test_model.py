@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
+from typer.testing import CliRunner
 
 import samrt
+from samrt.cli import build_app
 from samrt.proposals import ProposalModel
 from samrt.proposals.letterbox import Letterbox
 from samrt_engines.errors import BackendError, BundleError, ImageError, InputError, ManifestError
@@ -191,6 +194,14 @@ def test_a_closed_model(proposal_bundle: Path) -> None:
     model.close()
     with pytest.raises(BackendError, match="closed"):
         model.propose(a_picture(8, 8))
+
+
+def test_hq_token_only_is_not_for_proposals(proposal_bundle: Path, tmp_path: Path) -> None:
+    PIL.Image.fromarray(a_picture(24, 24)).save(tmp_path / "picture.png")
+    arguments = [tmp_path / "picture.png", "-b", proposal_bundle, "--point", "5,5", "--hq-token-only"]
+    result = CliRunner().invoke(build_app(), ["segment", *map(str, arguments), "-o", str(tmp_path / "out.png")])
+    assert isinstance(result.exception, InputError)
+    assert "this model proposes masks | got: --hq-token-only | expected: a model of SAM-HQ" in str(result.exception)
 
 
 def test_bundles_of_other_kinds_say_what_they_are_for(proposal_bundle: Path, bundle_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from samrt_export.families.sam.config import MEAN, STD, PromptedConfig
+
+__all__ = ["CONFIGS", "MAX_POINTS", "MEAN", "NUM_MASKS", "STD", "EfficientSamConfig"]
+
 MAX_POINTS = 6
 """Columns of every prompt, the two corners of a box counted; the decoder was trained with no other number."""
 NUM_MASKS = 3
@@ -13,29 +15,14 @@ NUM_MASKS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class EfficientSamConfig:
+class EfficientSamConfig(PromptedConfig):
     """The numbers in which variants differ; the defaults are what the official two share."""
 
     dim: int
     heads: int
     depth: int = 12
-    image_size: int = 1024
-    patch_px: int = 16
     position_grid: int = 14
     """Side of the table of positions, made for pictures of 224 pixels."""
-    d_model: int = 256
-    mlp_dim: int = 2048
-    iou_hidden_dim: int = 256
-
-    @property
-    def embed_size(self) -> int:
-        """Side of the image embedding."""
-        return self.image_size // self.patch_px
-
-    @property
-    def mask_size(self) -> int:
-        """Side of the low-res logits."""
-        return 4 * self.embed_size
 
 
 CONFIGS = {

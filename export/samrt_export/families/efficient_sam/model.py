@@ -22,7 +22,7 @@ class ImageEncoder(nn.Module):
         dim, out, grid = config.dim, config.d_model, config.position_grid
         self.embed_hw = (config.embed_size,) * 2
         self.grid_hw = (grid, grid)
-        self.patch_embed = PatchEmbed(dim, config.patch_px)
+        self.patch_embed = PatchEmbed(dim, config.image_size // config.embed_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, dim))  # the first row is of a class token
         self.blocks = nn.ModuleList(VitBlock(dim, config.heads, 4 * dim) for _ in range(config.depth))
         self.neck = nn.Sequential(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from samrt_engines.tensors import TensorSpec
 from samrt_export.families.efficient_sam.config import CONFIGS, MAX_POINTS, MEAN, NUM_MASKS, STD
@@ -20,87 +18,52 @@ from samrt_export.families.efficient_sam.modules import (
     MaskDecoderReference,
     PromptEncoderGraph,
 )
+from samrt_export.families.sam.specs import (
+    PROFILES,
+    answers,
+    decoder_graph,
+    decoder_sample,
+    encoder_graph,
+    features,
+    folded_and_plain,
+    sample_maps,
+)
 from samrt_export.registry import Feeds, Form, GraphSpec
-from samrt_export.samples import sample_image, sample_prompts
-
-MOST_PROMPTS = 64
+from samrt_export.samples import sample_prompts
 
 
 def graphs(module: nn.Module, model: str) -> tuple[GraphSpec, ...]:
     """All graphs of a loaded model, in the order in which a self-test runs them."""
     assert isinstance(module, EfficientSam)
     config = module.config
-    size, dim, hw, mask = config.image_size, config.d_model, config.embed_size**2, config.mask_size
-    features = (
-        TensorSpec("image_embed", "float32", ("images", hw, dim)),
-        *(
-            TensorSpec(name, "float32", ("images", 8, hw, dim // 16))
-            for name in ("image_queries", "image_keys", "image_values")
-        ),
+    encoder, decoder = ImageEncoderReference(module).eval(), MaskDecoderReference(module).eval()
+    encoder_forms = (
+        Form(ImageEncoderGraph(module, ort_cpu=True).eval(), ("onnxruntime-cpu",)),
+        Form(ImageEncoderGraph(module).eval()),
     )
-    prompts = (
-        TensorSpec("point_coords", "float32", ("prompts", MAX_POINTS, 2)),
-        TensorSpec("point_labels", "int32", ("prompts", MAX_POINTS)),
-    )
-    sparse = TensorSpec("sparse_embeddings", "float32", ("prompts", MAX_POINTS, dim))
-    outputs = (
-        TensorSpec("low_res_masks", "float32", ("prompts", NUM_MASKS, mask, mask)),
-        TensorSpec("iou_predictions", "float32", ("prompts", NUM_MASKS)),
-    )
-    encoder, prompt_encoder = ImageEncoderReference(module).eval(), PromptEncoderGraph(module).eval()
+    image_encoder = encoder_graph(encoder, config.image_size, features(config), encoder_forms)
+    prompter = point_graph(module)
+    inputs = image_encoder.outputs + prompter.outputs
+    sample = decoder_sample(config, inputs, sample_maps(image_encoder), prompter)
+    forms = folded_and_plain(partial(MaskDecoderGraph, module))
+    return image_encoder, prompter, decoder_graph(config, inputs, answers(config, NUM_MASKS), sample, decoder, forms)
 
-    @lru_cache(maxsize=4)
-    def sample_maps(seed: int) -> tuple[Tensor, ...]:
-        """The encoder's outputs on a sample picture: what a decoder really meets."""
-        with torch.inference_mode():
-            return encoder(torch.from_numpy(sample_image(1, size, seed)))  # type: ignore[no-any-return]
 
-    def sample_decoder(sizes: Mapping[str, int], seed: int) -> Feeds:
-        feeds = sample_points(sizes["prompts"], size, seed)
-        with torch.inference_mode():
-            (tokens,) = prompt_encoder(*(torch.from_numpy(value) for value in feeds.values()))
-        pictures = [sample_maps(seed + index) for index in range(sizes["images"])]
-        maps = {spec.name: torch.cat(parts) for spec, parts in zip(features, zip(*pictures, strict=True), strict=True)}
-        return {name: tensor.numpy() for name, tensor in (maps | {sparse.name: tokens}).items()}
-
-    return (
-        GraphSpec(
-            "image_encoder",
-            encoder,
-            (TensorSpec("image", "float32", ("images", size, size, 3)),),
-            features,
-            profiles={"images": (1, 1, 8)},
-            checks=({"images": 1}, {"images": 2}),
-            sample=lambda sizes, seed: {"image": sample_image(sizes["images"], size, seed)},
-            forms=(
-                Form(ImageEncoderGraph(module, ort_cpu=True).eval(), ("onnxruntime-cpu",)),
-                Form(ImageEncoderGraph(module).eval()),
-            ),
+def point_graph(module: EfficientSam) -> GraphSpec:
+    """``prompt_encoder``: of points alone, a fixed number of them."""
+    size, prompter = module.config.image_size, PromptEncoderGraph(module).eval()
+    return GraphSpec(
+        "prompt_encoder",
+        prompter,
+        (
+            TensorSpec("point_coords", "float32", ("prompts", MAX_POINTS, 2)),
+            TensorSpec("point_labels", "int32", ("prompts", MAX_POINTS)),
         ),
-        GraphSpec(
-            "prompt_encoder",
-            prompt_encoder,
-            prompts,
-            (sparse,),
-            profiles={"prompts": (1, 1, MOST_PROMPTS)},
-            checks=({"prompts": 1}, {"prompts": 3}),
-            sample=lambda sizes, seed: sample_points(sizes["prompts"], size, seed),
-            forms=(Form(prompt_encoder),),
-        ),
-        GraphSpec(
-            "mask_decoder",
-            MaskDecoderReference(module).eval(),
-            (*features, sparse),
-            outputs,
-            profiles={"prompts": (1, 1, MOST_PROMPTS), "images": (1, 1, MOST_PROMPTS)},
-            checks=({"prompts": 1, "images": 1}, {"prompts": 2, "images": 2}),
-            sample=sample_decoder,
-            broadcast=frozenset({"images"}),
-            forms=(
-                Form(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu", "openvino")),
-                Form(MaskDecoderGraph(module).eval()),
-            ),
-        ),
+        (TensorSpec("sparse_embeddings", "float32", ("prompts", MAX_POINTS, module.config.d_model)),),
+        profiles={"prompts": PROFILES["prompts"]},
+        checks=({"prompts": 1}, {"prompts": 3}),
+        sample=lambda sizes, seed: sample_points(sizes["prompts"], size, seed),
+        forms=(Form(prompter),),
     )
 
 

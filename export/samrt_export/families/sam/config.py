@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from samrt_export.blocks.vit import VitConfig
-from samrt_export.families.sam2.config import MEAN, STD
 
-__all__ = ["CONFIGS", "MEAN", "STD", "TOY", "VITS", "PromptedConfig", "SamConfig"]
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptedConfig:
-    """What the prompt encoder and the mask decoder are made from; the defaults are what all official models share."""
+    """What the prompt encoder and the mask decoder are made from, in SAM 2 and EfficientSAM too; the defaults are what all
+    official models share.
+    """
 
     image_size: int = 1024
     d_model: int = 256

@@ -7,7 +7,23 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# Hugging Face (transformers ``SamModel``) name -> official name, applied in this order.
+# Hugging Face (transformers) name -> official name, in this order, of the prompt encoder and the mask decoder: in SAM 2 too.
+PROMPTED_RENAMES: tuple[tuple[str, str], ...] = (
+    (
+        r"^prompt_encoder\.shared_embedding\.positional_embedding",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+    (r"mask_embed\.conv1", "mask_downscaling.0"),
+    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
+    (r"mask_embed\.conv2", "mask_downscaling.3"),
+    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
+    (r"mask_embed\.conv3", "mask_downscaling.6"),
+    (r"upscale_conv1", "output_upscaling.0"),
+    (r"upscale_layer_norm", "output_upscaling.1"),
+    (r"upscale_conv2", "output_upscaling.3"),
+    (r"layer_norm_final_attn", "norm_final_attn"),
+)
+# The same of all of ``SamModel``.
 RENAMES: tuple[tuple[str, str], ...] = (
     (r"^vision_encoder\.", "image_encoder."),
     (r"^image_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
@@ -16,20 +32,8 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"^image_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
     (r"^image_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
     (r"^image_encoder\.layers\.", "image_encoder.blocks."),
-    (
-        r"^prompt_encoder\.shared_embedding\.positional_embedding",
-        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ),
+    *PROMPTED_RENAMES,
     (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
-    (r"mask_embed\.conv1\.", "mask_downscaling.0."),
-    (r"mask_embed\.layer_norm1\.", "mask_downscaling.1."),
-    (r"mask_embed\.conv2\.", "mask_downscaling.3."),
-    (r"mask_embed\.layer_norm2\.", "mask_downscaling.4."),
-    (r"mask_embed\.conv3\.", "mask_downscaling.6."),
-    (r"upscale_conv1\.", "output_upscaling.0."),
-    (r"upscale_layer_norm\.", "output_upscaling.1."),
-    (r"upscale_conv2\.", "output_upscaling.3."),
-    (r"layer_norm_final_attn", "norm_final_attn"),
     (r"\.layer_norm(\d)", r".norm\1"),
 )
 _HEAD = re.compile(

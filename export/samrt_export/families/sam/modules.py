@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from samrt_export.blocks.two_way import ImageProjections, TwoWayTransformer
 from samrt_export.families.sam.model import Sam
 
 
@@ -85,15 +84,7 @@ class MaskDecoderGraph(nn.Module):
         dense: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """See the table of the package."""
-        projected = changed_projections(self.decoder.transformer, (image_queries, image_keys, image_values), dense)
+        projected = self.decoder.transformer.projections_with((image_queries, image_keys, image_values), dense)
         return self.decoder(  # type: ignore[no-any-return]
             image_embed + dense, self.position, sparse, self.hw, projected, self.folded
         )
-
-
-def changed_projections(
-    transformer: TwoWayTransformer, known: tuple[Tensor, Tensor, Tensor], dense: Tensor
-) -> ImageProjections:
-    """The first layer's projections of an image, (B, heads, hw, d) each, with a dense prompt (P, hw or 1, C) added to it."""
-    changes = transformer.first_layer.project_change(dense)
-    return ImageProjections(*(a + b for a, b in zip(known, changes, strict=True)))

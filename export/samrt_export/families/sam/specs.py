@@ -1,20 +1,20 @@
 """The graphs of a loaded model: tensors, profiles, samples, forms; and the manifest's numbers.
 
 `prompted_graphs` and `prompted_numbers` serve every model that is prompted as SAM is: SAM-HQ and MobileSAM compose them,
-EfficientSAM the parts that it shares (`encoder_graph`, `decoder_graph`).
+SAM 2 and EfficientSAM the parts that they share (`encoder_graph`, `prompt_graph`, `decoder_graph` and what these take).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samrt_engines.tensors import TensorSpec
-from samrt_export.blocks.prompt_encoder import PromptEncoderGraph
+from samrt_export.blocks.prompt_encoder import PromptEncoder, PromptEncoderGraph
 from samrt_export.blocks.vit import ImageEncoderVit
 from samrt_export.blocks.vit_forms import EvenAttention, OrtCpuAttention, PlainAttention, VitForm
 from samrt_export.families.sam.config import CONFIGS, MEAN, STD, PromptedConfig
@@ -28,7 +28,10 @@ from samrt_export.families.sam.modules import (
 from samrt_export.registry import Feeds, Form, GraphSpec
 from samrt_export.samples import sample_image, sample_prompts
 
-SamplePrompts = Callable[[Mapping[str, int], int], Feeds]
+Sample = Callable[[Mapping[str, int], int], Feeds]
+"""`GraphSpec.sample`."""
+SampleMaps = Callable[[int], tuple[Tensor, ...]]
+"""Seed -> the image encoder's outputs on a sample picture: what a decoder really meets."""
 CLICK, SEVERAL = {"prompts": 1, "points": 2}, {"prompts": 2, "points": 5}
 PROFILES = {"prompts": (1, 1, 64), "points": (0, 2, 65)}
 
@@ -48,16 +51,15 @@ def prompted_graphs(
     """
     config = module.config
     outputs = features(config) + more_features
-    prompter = prompt_graph(module)
+    prompter = prompt_graph(config, module.prompt_encoder)
     if decoder is None:
         decoder = MaskDecoderReference(module).eval()
     if decoder_forms is None:
-        decoder_forms = (
-            Form(MaskDecoderGraph(module, folded=True).eval(), ("onnxruntime-cpu", "openvino")),
-            Form(MaskDecoderGraph(module).eval()),
-        )
+        decoder_forms = folded_and_plain(partial(MaskDecoderGraph, module))
     image_encoder = encoder_graph(encoder, config.image_size, outputs, encoder_forms)
-    return image_encoder, prompter, decoder_graph(config, image_encoder, prompter, decoder, decoder_forms)
+    inputs = outputs + prompter.outputs
+    sample = decoder_sample(config, inputs, sample_maps(image_encoder), prompter)
+    return image_encoder, prompter, decoder_graph(config, inputs, answers(config), sample, decoder, decoder_forms)
 
 
 def encoder_graph(encoder: nn.Module, size: int, outputs: tuple[TensorSpec, ...], forms: tuple[Form, ...]) -> GraphSpec:
@@ -74,10 +76,9 @@ def encoder_graph(encoder: nn.Module, size: int, outputs: tuple[TensorSpec, ...]
     )
 
 
-def prompt_graph(module: Sam) -> GraphSpec:
+def prompt_graph(config: PromptedConfig, encoder: PromptEncoder) -> GraphSpec:
     """``prompt_encoder``."""
-    config = module.config
-    mask, prompter = config.mask_size, PromptEncoderGraph(module.prompt_encoder).eval()
+    mask, prompter = config.mask_size, PromptEncoderGraph(encoder).eval()
     return GraphSpec(
         "prompt_encoder",
         prompter,
@@ -104,43 +105,68 @@ def prompt_graph(module: Sam) -> GraphSpec:
 
 
 def decoder_graph(
-    config: PromptedConfig, image_encoder: GraphSpec, prompter: GraphSpec, decoder: nn.Module, forms: tuple[Form, ...]
+    config: PromptedConfig,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    sample: Sample,
+    decoder: nn.Module,
+    forms: tuple[Form, ...],
 ) -> GraphSpec:
     """``mask_decoder``: takes all that the image encoder makes, of one picture or one for each prompt, and all that the prompt
-    encoder makes. Its samples are what the two make of theirs.
+    encoder makes.
+
+    inputs: `features`, maybe more of the picture, and the prompt encoder's. The first axis of the picture's is "images"; it is
+    "frames" where one for all prompts may meet features that are each prompt's own.
+    outputs: `answers`, and maybe more
+    sample: from `decoder_sample`
     """
-    inputs = image_encoder.outputs + prompter.outputs
-    hw, mask = config.embed_size**2, config.mask_size
-
-    @lru_cache(maxsize=4)
-    def maps(seed: int) -> tuple[Tensor, ...]:
-        """The encoder's outputs on a sample picture: what a decoder really meets."""
-        return run(image_encoder, image_encoder.sample({"images": 1}, seed))
-
-    def sample(sizes: Mapping[str, int], seed: int) -> Feeds:
-        side = 4 if sizes["positions"] == 1 else mask
-        prompts = prompter.sample(dict(sizes) | {"mask_height": side, "mask_width": side}, seed)
-        pictures = [maps(seed + index) for index in range(sizes["images"])]
-        tensors = (*(torch.cat(parts) for parts in zip(*pictures, strict=True)), *run(prompter, prompts))
-        return {spec.name: tensor.numpy() for spec, tensor in zip(inputs, tensors, strict=True)}
-
+    hw, most, many = config.embed_size**2, PROFILES["prompts"], SEVERAL["prompts"]
+    profiles = PROFILES | {"images": most, "frames": most, "positions": (1, 1, hw)}
+    click = CLICK | {"images": 1, "frames": 1, "positions": 1}
+    several = SEVERAL | {"images": many, "frames": many, "positions": hw}
+    symbols = [symbol for symbol in profiles if any(symbol in tensor.shape for tensor in inputs)]
     return GraphSpec(
         "mask_decoder",
         decoder,
         inputs,
-        (
-            TensorSpec("low_res_masks", "float32", ("prompts", 4, mask, mask)),
-            TensorSpec("iou_predictions", "float32", ("prompts", 4)),
-        ),
-        profiles=PROFILES | {"images": (1, 1, 64), "positions": (1, 1, hw)},
-        checks=(
-            CLICK | {"images": 1, "positions": 1},
-            SEVERAL | {"images": SEVERAL["prompts"], "positions": hw},
-        ),
+        outputs,
+        profiles={symbol: profiles[symbol] for symbol in symbols},
+        checks=({symbol: click[symbol] for symbol in symbols}, {symbol: several[symbol] for symbol in symbols}),
         sample=sample,
-        broadcast=frozenset({"images", "positions"}),
+        broadcast=frozenset({"images", "frames", "positions"}.intersection(symbols)),
         forms=forms,
     )
+
+
+def decoder_sample(
+    config: PromptedConfig, inputs: tuple[TensorSpec, ...], maps: SampleMaps, prompter: GraphSpec
+) -> Sample:
+    """Samples of ``mask_decoder``: what the image encoder and the prompt encoder make of theirs."""
+
+    def sample(sizes: Mapping[str, int], seed: int) -> Feeds:
+        side = 4 if sizes.get("positions", 1) == 1 else config.mask_size
+        prompts = prompter.sample(dict(sizes) | {"mask_height": side, "mask_width": side}, seed)
+        pictures = [maps(seed + index) for index in range(sizes["images"])]
+        tensors = (*(torch.cat(parts) for parts in zip(*pictures, strict=True)), *run(prompter, prompts))
+        feeds = {spec.name: tensor.numpy() for spec, tensor in zip(inputs, tensors, strict=True)}
+        return feeds | {spec.name: feeds[spec.name][: sizes["frames"]] for spec in inputs if spec.shape[0] == "frames"}
+
+    return sample
+
+
+def sample_maps(image_encoder: GraphSpec) -> SampleMaps:
+    """Of an image encoder; the last few pictures' are kept."""
+
+    @lru_cache(maxsize=4)
+    def maps(seed: int) -> tuple[Tensor, ...]:
+        return run(image_encoder, image_encoder.sample({"images": 1}, seed))
+
+    return maps
+
+
+def folded_and_plain(make: Callable[..., nn.Module]) -> tuple[Form, ...]:
+    """The forms of ``mask_decoder``, made with ``folded=True`` and without (see blocks/two_way.py), and for which targets."""
+    return Form(make(folded=True).eval(), ("onnxruntime-cpu", "openvino")), Form(make().eval())
 
 
 def run(spec: GraphSpec, feeds: Feeds) -> tuple[Tensor, ...]:
@@ -150,12 +176,21 @@ def run(spec: GraphSpec, feeds: Feeds) -> tuple[Tensor, ...]:
 
 
 def features(config: PromptedConfig) -> tuple[TensorSpec, ...]:
-    """What SAM's decoder takes of the image."""
+    """What every decoder takes of the image."""
     dim, hw = config.d_model, config.embed_size**2
     names = ("image_queries", "image_keys", "image_values")
     return (
         TensorSpec("image_embed", "float32", ("images", hw, dim)),
         *(TensorSpec(name, "float32", ("images", 8, hw, dim // 16)) for name in names),
+    )
+
+
+def answers(config: PromptedConfig, candidates: int = 4) -> tuple[TensorSpec, ...]:
+    """What every decoder makes of a prompt."""
+    mask = config.mask_size
+    return (
+        TensorSpec("low_res_masks", "float32", ("prompts", candidates, mask, mask)),
+        TensorSpec("iou_predictions", "float32", ("prompts", candidates)),
     )
 
 

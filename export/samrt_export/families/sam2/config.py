@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from samrt_export.blocks.hiera import HieraConfig
+from samrt_export.families.sam.config import MEAN, STD, PromptedConfig
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+__all__ = ["CONFIGS", "MEAN", "NANO", "NUM_MASKMEM", "STD", "TRUNKS", "Sam2Config", "TrunkConfig"]
+
 NUM_MASKMEM = 7
 
 
@@ -21,33 +22,18 @@ class TrunkConfig(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Sam2Config:
+class Sam2Config(PromptedConfig):
     """The numbers in which variants differ; the defaults are what the eight official ones share."""
 
     trunk: TrunkConfig
     pointer_positions: bool
     """2.1: temporal positions of object pointers are projected, and absent objects have a spatial embedding."""
-    image_size: int = 1024
-    d_model: int = 256
     memory_dim: int = 64
     memory_layers: int = 4
-    mlp_dim: int = 2048
-    iou_hidden_dim: int = 256
     top_down_levels: tuple[int, ...] = (2, 3)
     automatic: tuple[float, float] = (0.8, 0.95)
     """Expected IoU and stability from which on automatic masks are kept: ``SAM2AutomaticMaskGenerator``'s defaults."""
-    hub_id: str | None = None
     checkpoint: Path | None = None
-
-    @property
-    def embed_size(self) -> int:
-        """Side of the image embedding."""
-        return self.image_size // 16
-
-    @property
-    def mask_size(self) -> int:
-        """Side of the low-res logits and of a mask prompt."""
-        return self.image_size // 4
 
 
 TRUNKS = {

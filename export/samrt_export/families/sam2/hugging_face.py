@@ -7,23 +7,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from samrt_export.families.sam.hugging_face import PROMPTED_RENAMES
+
 # Hugging Face (transformers ``Sam2VideoModel``) name -> official name, applied in this order.
 HF_RENAMES: tuple[tuple[str, str], ...] = (
     (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
     (r"^vision_encoder\.neck\.convs\.(\d+)\.", r"image_encoder.neck.convs.\1.conv."),
     (r"patch_embed\.projection", "patch_embed.proj"),
-    (
-        r"^prompt_encoder\.shared_embedding\.positional_embedding",
-        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ),
-    (r"mask_embed\.conv1", "mask_downscaling.0"),
-    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
-    (r"mask_embed\.conv2", "mask_downscaling.3"),
-    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
-    (r"mask_embed\.conv3", "mask_downscaling.6"),
-    (r"upscale_conv1", "output_upscaling.0"),
-    (r"upscale_layer_norm", "output_upscaling.1"),
-    (r"upscale_conv2", "output_upscaling.3"),
+    *PROMPTED_RENAMES,
     (r"^(prompt_encoder|mask_decoder)\.", r"sam_\1."),
     (r"^no_memory_embedding", "no_mem_embed"),
     (r"^no_memory_positional_encoding", "no_mem_pos_enc"),
@@ -40,7 +31,6 @@ HF_RENAMES: tuple[tuple[str, str], ...] = (
     (r"(fuser\.layers\.\d+)\.scale$", r"\1.gamma"),
     (r"(fuser\.layers\.\d+)\.layer_norm\.", r"\1.norm."),
     (r"^memory_attention\.layer_norm\.", "memory_attention.norm."),
-    (r"layer_norm_final_attn", "norm_final_attn"),
     (r"\.layer_norm(\d)", r".norm\1"),
     (r"\.o_proj\.", ".out_proj."),
 )

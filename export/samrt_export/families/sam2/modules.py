@@ -10,7 +10,6 @@ from samrt_export.blocks.hiera import Hiera
 from samrt_export.blocks.mask_decoder import nested_from_map
 from samrt_export.blocks.memory import mask_for_memory
 from samrt_export.blocks.memory_bank import Bank, MemoryAttentionGraph, condition_as_upstream
-from samrt_export.blocks.two_way import ImageProjections
 from samrt_export.families.sam2.config import MEAN, STD
 from samrt_export.families.sam2.model import Sam2
 
@@ -115,9 +114,7 @@ class MaskDecoderGraph(nn.Module):
         dense: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See the table of the package."""
-        changes = self.decoder.transformer.first_layer.project_change(dense)
-        known = (image_queries, image_keys, image_values)
-        projected = ImageProjections(*(a + b for a, b in zip(known, changes, strict=True)))
+        projected = self.decoder.transformer.projections_with((image_queries, image_keys, image_values), dense)
         high_res = (high_res_feats_0, high_res_feats_1)
         return self.decoder(  # type: ignore[no-any-return]
             image_embed + dense, self.position, sparse, high_res, self.hw, projected, self.folded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from samrt_engines.tensors import TensorSpec
+from samrt_export.families.sam.specs import SampleMaps
 from samrt_export.families.sam2.config import NUM_MASKMEM, Sam2Config
 from samrt_export.families.sam2.model import Sam2
 from samrt_export.families.sam2.modules import (
@@ -20,9 +21,6 @@ from samrt_export.families.sam2.modules import (
     MemoryEncoderGraph,
 )
 from samrt_export.registry import Feeds, Form, GraphSpec
-
-SampleMaps = Callable[[int], tuple[Tensor, ...]]
-"""Seed -> the image encoder's outputs on a sample picture."""
 
 
 def video_graphs(module: Sam2, sample_maps: SampleMaps) -> tuple[GraphSpec, ...]:
