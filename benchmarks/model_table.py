@@ -148,12 +148,15 @@ def notes(measured: list[Measured]) -> str:
 def read_results(folder: Path) -> dict[str, Measured]:
     """Model -> what the result files hold; a file that is not there holds nothing."""
     found: dict[str, Measured] = {}
-    for row in _lines(folder / "full_size_parity.jsonl"):
-        if (precision := row.get("precision", "fp32")) in ("fp32", "fp16"):
-            _worst(_entry(found, row["model"]), precision, row["worst_relative_l2"])
     for row in _rows(folder / "rtx_builds.json"):
         if row["precision"] == "fp16" and row["sm"] == "86":
             _build(_entry(found, row["model"])).add(row, "may_split")
+    for row in _lines(folder / "full_size_parity.jsonl"):
+        entry = _entry(found, row["model"])
+        if (precision := row.get("precision", "fp32")) in ("fp32", "fp16"):
+            _worst(entry, precision, row["worst_relative_l2"])
+        if precision == "fp16" and row.get("sm") == "86":
+            _replace_build(entry, row["rtx"])
     solid = folder / "sam3d_full_size.json"
     for row in _rows(solid):
         entry = _entry(found, json.loads(solid.read_text())["model"])
@@ -173,9 +176,7 @@ def _read_family(entry: Measured, row: Document) -> None:
         entry.encoder, entry.threads = row["fp32"]["timing"]["encoder"], row["fp32"]["timing"]["threads"]
         entry.cpu = row["fp32"]["machine"]["cpu"]
     if "rtx" in row.get("fp16", {}):
-        entry.build = Build()
-        for graph in row["fp16"]["rtx"].get("graphs", {"one": {"failed": True}}).values():
-            entry.build.add(graph, "decomposable")
+        _replace_build(entry, row["fp16"]["rtx"].get("graphs", {"one": {"failed": True}}))
 
 
 def _entry(found: dict[str, Measured], model: str) -> Measured:
@@ -186,6 +187,13 @@ def _build(entry: Measured) -> Build:
     if entry.build is None:
         entry.build = Build()
     return entry.build
+
+
+def _replace_build(entry: Measured, graphs: Mapping[str, Document]) -> None:
+    """What an export really wrote counts for more than a graph built by itself."""
+    entry.build = Build()
+    for graph in graphs.values():
+        entry.build.add(graph, "decomposable")
 
 
 def _worst(entry: Measured, precision: str, value: float) -> None:
