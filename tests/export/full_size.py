@@ -45,7 +45,7 @@ def check_full_size(model: str, folder: Path, compare: Compare | None, attention
     built = {graph.graph: graph for graph in check_bundle(folder / "bundle", sm=SM).graphs}
     ious: Mapping[str, float] = {}
     if compare is not None:
-        with samrt.load(folder / "bundle") as opened, pytest.MonkeyPatch.context() as patch:
+        with samrt.load(folder / "bundle", backend="onnxruntime") as opened, pytest.MonkeyPatch.context() as patch:
             patch.setattr(opened, "encode", answer_once(opened.encode))
             ious = compare(opened)
     wide = [row for row in report.parity if row.form.startswith("fp32")]
