@@ -25,7 +25,7 @@ demo: venv
 	$(BIN)/samrt demo -o demo-out
 
 test: venv $(BINDINGS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 check: venv
 	$(BIN)/ruff check

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from samrt_export.demo import DemoReport, run_demo
 from samrt_export.export import ExportReport, export_model
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One core for each of pytest-xdist's workers and what they start: on shared cores their thread pools wait for each other."""
+    worker: dict[str, str] | None = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
