@@ -31,10 +31,9 @@ NOTES = """\
 Full size, live random weights; "-" was not measured. Errors are the largest relative ones (L2) of any output of any graph
 against fp32 PyTorch, fp16 emulated on the CPU. The encoder's time is that of one picture on the faster of ONNX Runtime and
 OpenVINO in fp32, beside PyTorch eager in the same run: {where}. At one thread that is processor time, which does not mind
-other work on the machine. RTX: every graph through TensorRT for RTX for compute capability 8.6 with dynamic profiles (of
-SAM-HQ H the encoder; its other graphs are B's), and how many of its attentions are single kernels. Masks of SAM, SAM-HQ,
-MobileSAM and EfficientSAM agree with independent implementations to an IoU of 0.9999; Light HQ-SAM and SAM-HQ H were not
-compared. Recorded in
+other work on the machine. RTX: every graph through TensorRT for RTX for compute capability 8.6 with dynamic profiles, and how
+many of its attentions are single kernels. Masks of SAM, SAM-HQ, MobileSAM and EfficientSAM agree with independent
+implementations to an IoU of 0.9999; Light HQ-SAM's were not compared. Recorded in
 [sam_family](benchmarks/results/sam_family.json), [full_size_parity](benchmarks/results/full_size_parity.jsonl),
 [rtx_builds](benchmarks/results/rtx_builds.json) and [sam3d_full_size](benchmarks/results/sam3d_full_size.json)."""
 
