@@ -70,11 +70,13 @@ class ReferenceRun:
 
 def reference_runs(spec: GraphSpec) -> tuple[ReferenceRun, ...]:
     """Run the module at the sizes of ``spec.checks``."""
-    runs = []
-    for sizes in spec.checks:
-        feeds = tuple(spec.sample(sizes, seed) for seed in SEEDS)
-        runs.append(ReferenceRun(dict(sizes), feeds, tuple(run_module(spec, feed) for feed in feeds)))
-    return tuple(runs)
+    return tuple(reference_run(spec, sizes) for sizes in spec.checks)
+
+
+def reference_run(spec: GraphSpec, sizes: Mapping[str, int]) -> ReferenceRun:
+    """Run the module at one set of sizes."""
+    feeds = tuple(spec.sample(sizes, seed) for seed in SEEDS)
+    return ReferenceRun(dict(sizes), feeds, tuple(run_module(spec, feed) for feed in feeds))
 
 
 def measure_parity(

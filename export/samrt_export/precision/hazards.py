@@ -39,15 +39,18 @@ _SUMS = {"GlobalAveragePool", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "Reduce
 class Hazard:
     """Nodes of one operator with one reason.
 
-    binding: no measurement on the samples may overrule it, since the samples or a CPU cannot show the danger. whole: kept in
-    fp32 together or not at all, since a part of it would be as slow.
+    binding: no measurement on the samples may overrule it, since the samples or a CPU cannot show the danger.
     """
 
     op: str
     reason: str
     nodes: tuple[str, ...]
     binding: bool
-    whole: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the nodes are kept in fp32 together or not at all, since a part of them would be as slow."""
+        return self.reason == _STREAM
 
 
 def find_hazards(model: onnx.ModelProto, ranges: Mapping[str, Range], precision: str) -> list[Hazard]:
@@ -79,10 +82,7 @@ def find_hazards(model: onnx.ModelProto, ranges: Mapping[str, Range], precision:
     for key in nodes:  # in the graph's order
         if key in found:
             groups.setdefault((nodes[key].op_type, *found[key]), []).append(key)
-    return [
-        Hazard(op, reason, tuple(keys), binding, whole=reason == _STREAM)
-        for (op, reason, binding), keys in groups.items()
-    ]
+    return [Hazard(op, reason, tuple(keys), binding) for (op, reason, binding), keys in groups.items()]
 
 
 def _around(model: onnx.ModelProto, ranges: Mapping[str, Range], bad: Callable[[Range], bool]) -> list[str]:
